@@ -1,0 +1,146 @@
+"""Checkpoints: a folder that is whole or does not exist.
+
+    RUN/checkpoints/step-00000500/model.safetensors         networks: autoencoder.…, discriminator.…
+                                  train_state.safetensors   optimizers
+                                  meta.json                 config, step, snapshot, metrics, versions
+                                  complete.json             sha256 and size of the three, written last
+    RUN/checkpoints/last.json, best.json                    {"checkpoint": "step-00000500"}
+
+A folder without complete.json does not exist. Reading never unpickles, and checks every hash.
+"""
+
+import hashlib
+import json
+from dataclasses import dataclass
+from typing import Any
+
+import safetensors.torch
+from torch import Tensor
+
+from infd import storage
+from infd.errors import CheckpointError
+
+FORMAT = 1
+MODEL, TRAIN_STATE, META, COMPLETE = "model.safetensors", "train_state.safetensors", "meta.json", "complete.json"
+POINTERS = ("last", "best")
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A complete checkpoint. Tensors are read when asked for, and checked against complete.json."""
+
+    uri: str
+    meta: dict[str, Any]
+    files: dict[str, dict[str, Any]]
+
+    @property
+    def step(self) -> int:
+        return int(self.meta["step"])
+
+    @property
+    def model_sha256(self) -> str:
+        """Identity of the weights."""
+        return str(self.files[MODEL]["sha256"])
+
+    def model(self, prefix: str = "") -> dict[str, Tensor]:
+        """Network tensors on the CPU whose names begin with `prefix`, the prefix taken off."""
+        return self._tensors(MODEL, prefix)
+
+    def train_state(self) -> dict[str, Tensor]:
+        """Optimizer tensors on the CPU."""
+        return self._tensors(TRAIN_STATE, "")
+
+    def _tensors(self, name: str, prefix: str) -> dict[str, Tensor]:
+        tensors = safetensors.torch.load(_checked(self.uri, name, self.files))
+        return {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
+
+
+def save(uri: str, *, model: dict[str, Tensor], train_state: dict[str, Tensor], meta: dict[str, Any]) -> None:
+    """Write the checkpoint folder `uri`; complete.json comes last, so that a killed write leaves nothing to load."""
+    contents = {
+        MODEL: safetensors.torch.save(_plain(model)),
+        TRAIN_STATE: safetensors.torch.save(_plain(train_state)),
+        META: _json({"format": FORMAT, **meta}),
+    }
+    files = {}
+    for name, data in contents.items():
+        storage.put_atomic(storage.join(uri, name), data)
+        files[name] = {"sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data)}
+    storage.put_atomic(storage.join(uri, COMPLETE), _json({"format": FORMAT, "files": files}))
+
+
+def load(uri: str) -> Checkpoint:
+    """The checkpoint at `uri`: its folder, or RUN/checkpoints/last or /best.
+
+    Raises CheckpointError where there is none, where it is incomplete, or of another format.
+    """
+    uri = uri.rstrip("/")
+    if uri.rsplit("/", 1)[-1] in POINTERS:
+        if not storage.exists(f"{uri}.json"):
+            raise CheckpointError(f"checkpoint {uri}: no {uri}.json; a run writes it with its first checkpoint; "
+                                  "check the address, or name a step-… folder")
+        uri = storage.join(storage.parent(uri), json.loads(storage.read_bytes(f"{uri}.json"))["checkpoint"])
+    if not storage.exists(storage.join(uri, COMPLETE)):
+        raise CheckpointError(f"checkpoint {uri}: no {COMPLETE}; a whole checkpoint has one; "
+                              "check the address, or use another step")
+    complete = json.loads(storage.read_bytes(storage.join(uri, COMPLETE)))
+    if complete["format"] != FORMAT:
+        raise CheckpointError(f"checkpoint {uri}: format {complete['format']}; this version reads {FORMAT}; "
+                              "use the version that wrote it")
+    meta = json.loads(_checked(uri, META, complete["files"]))
+    return Checkpoint(uri, meta, complete["files"])
+
+
+def newest(run: str) -> Checkpoint | None:
+    """The checkpoint that a run resumes from, or None before its first."""
+    last = storage.join(run, "checkpoints", "last")
+    return load(last) if storage.exists(f"{last}.json") else None
+
+
+def step_uri(run: str, step: int) -> str:
+    return storage.join(run, "checkpoints", f"step-{step:08d}")
+
+
+def point(run: str, pointer: str, step: int) -> None:
+    """Let RUN/checkpoints/`pointer` mean the checkpoint of `step`."""
+    storage.put_atomic(storage.join(run, "checkpoints", f"{pointer}.json"), _json({"checkpoint": f"step-{step:08d}"}))
+
+
+def pointed(run: str, pointer: str) -> int | None:
+    """The step that a pointer means, or None."""
+    uri = storage.join(run, "checkpoints", f"{pointer}.json")
+    if not storage.exists(uri):
+        return None
+    return int(json.loads(storage.read_bytes(uri))["checkpoint"].removeprefix("step-"))
+
+
+def steps(run: str) -> list[int]:
+    """Steps of the complete checkpoints of a run, ascending."""
+    found = (info.uri for info in storage.list_objects(storage.join(run, "checkpoints")))
+    return sorted(int(uri.split("/")[-2].removeprefix("step-")) for uri in found if uri.endswith(f"/{COMPLETE}"))
+
+
+def prune(run: str, *, keep_every: int) -> None:
+    """Remove all checkpoints but last, best and multiples of `keep_every`; complete.json goes first."""
+    keep = {pointed(run, pointer) for pointer in POINTERS}
+    for step in steps(run):
+        if step not in keep and step % keep_every:
+            storage.delete(storage.join(step_uri(run, step), COMPLETE))
+            storage.delete_prefix(step_uri(run, step))
+
+
+def _checked(uri: str, name: str, files: dict[str, dict[str, Any]]) -> bytes:
+    data = storage.read_bytes(storage.join(uri, name))
+    found = hashlib.sha256(data).hexdigest()
+    if found != files[name]["sha256"]:
+        raise CheckpointError(f"checkpoint {uri}: {name} has {len(data)} bytes and sha256 {found[:12]}…; {COMPLETE} says "
+                              f"{files[name]['bytes']} and {files[name]['sha256'][:12]}…; use another step")
+    return data
+
+
+def _plain(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+
+
+def _json(value: object) -> bytes:
+    return json.dumps(value, indent=1, sort_keys=True).encode()

@@ -1,0 +1,378 @@
+"""Every setting, as frozen dataclasses. The line under a field is its help text on the command line.
+
+Standard library only, so that `--help` is quick. A config is refused when it is made: `__post_init__` names
+field, value and rule. `flat` is the one JSON form; its sha256 (`identity`) names the config for ever.
+"""
+
+import dataclasses
+import hashlib
+import json
+import typing
+from dataclasses import dataclass
+from typing import Any, Literal, TypeVar
+
+from infd.errors import ConfigError
+
+ConfigT = TypeVar("ConfigT")
+
+
+def require(ok: bool, field: str, value: object, rule: str) -> None:
+    """Raise ConfigError naming the field, its value and the rule, unless `ok`."""
+    if not ok:
+        raise ConfigError(f"{field}={value}: {rule}")
+
+
+# ---------------------------------------------------------------- data
+
+
+@dataclass(frozen=True, kw_only=True)
+class IngestConfig:
+    """What becomes of a photo on its way into shards; every field here changes the bytes written."""
+
+    tile_px: int = 256
+    """Side of a pyramid tile, pixels."""
+    codec: Literal["jpeg", "png", "webp-lossless"] = "jpeg"
+    """How a tile is stored: jpeg is quality 95 at 4:4:4."""
+    min_side_px: int = 256
+    """Photos with a shorter short side are rejected; nothing is enlarged."""
+    max_pixels: int = 300_000_000
+    """Photos with more pixels are rejected before they are decoded."""
+    max_bytes: int = 2 << 30
+    """Source files with more bytes are rejected before they are read."""
+    shard_bytes: int = 128 << 20
+    """A shard is closed when its tiles reach this many bytes."""
+    unit_bytes: int = 256 << 20
+    """A unit of work (one task) is cut when its source files reach this many bytes."""
+    unit_photos: int = 512
+    """A unit of work holds at most this many source files."""
+    val_fraction: float = 0.01
+    """Share of photos, chosen by the hash of their bytes, that training never sees."""
+
+    def __post_init__(self) -> None:
+        require(64 <= self.tile_px <= 1024, "tile_px", self.tile_px, "must lie in 64 to 1024")
+        require(self.min_side_px >= 16, "min_side_px", self.min_side_px, "must be at least 16")
+        require(0 <= self.val_fraction < 1, "val_fraction", self.val_fraction, "must lie in [0, 1)")
+        for name in ("max_pixels", "max_bytes", "shard_bytes", "unit_bytes", "unit_photos"):
+            require(getattr(self, name) > 0, name, getattr(self, name), "must be above 0")
+
+
+@dataclass(frozen=True, kw_only=True)
+class CropConfig:
+    """Which crop of a photo is a training sample. Source: INFD section 4.2; published sampler."""
+
+    patch_px: int = 256
+    """P: side of the patch that the renderer is trained on, pixels."""
+    lowres_px: int = 256
+    """Side of the encoder's input, the whole view, pixels."""
+    r_min: int = 256
+    """Smallest side r to which a view is resampled; at least patch_px."""
+    r_max: int = 1024
+    """Largest side r; a photo's own short side bounds it too."""
+    p_whole: float = 0.0
+    """Probability of r = patch_px, so that the patch is the whole view."""
+    p_max: float = 0.0
+    """Probability (where not whole) of r = min(short side, r_max)."""
+    p_max_late: float = 0.0
+    """p_max from step `late_from_step` on: the papers' high-resolution phase."""
+    late_from_step: int | None = None
+    """First step of the high-resolution phase; None: there is none."""
+    view: Literal["center", "random"] = "center"
+    """Where the square view lies along the photo's long side."""
+
+    def __post_init__(self) -> None:
+        require(self.patch_px >= 16, "crop.patch_px", self.patch_px, "must be at least 16")
+        require(self.r_min >= self.patch_px, "crop.r_min", self.r_min, f"must be at least patch_px={self.patch_px}")
+        require(self.r_max >= self.r_min, "crop.r_max", self.r_max, f"must be at least r_min={self.r_min}")
+        for name in ("p_whole", "p_max", "p_max_late"):
+            require(0 <= getattr(self, name) <= 1, f"crop.{name}", getattr(self, name), "must lie in [0, 1]")
+        require(16 <= self.lowres_px <= 1024, "crop.lowres_px", self.lowres_px, "must lie in 16 to 1024")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoaderConfig:
+    """How samples reach the training step; no field here changes a number."""
+
+    threads: int = 2
+    """Threads that decode and resize, in each worker."""
+    prefetch_batches: int = 4
+    """Batches made ahead."""
+    cache_dir: str = ""
+    """Folder for shards fetched from a bucket; empty: a temporary one, removed at the end."""
+    cache_bytes: int = 20 << 30
+    """Bound of that folder, bytes."""
+
+    def __post_init__(self) -> None:
+        require(self.threads >= 1, "loader.threads", self.threads, "must be at least 1")
+        require(self.prefetch_batches >= 1, "loader.prefetch_batches", self.prefetch_batches, "must be at least 1")
+
+
+# ---------------------------------------------------------------- models
+
+
+@dataclass(frozen=True, kw_only=True)
+class AutoencoderConfig:
+    """Encoder E, quantizer Q, decoder D and renderer R (CLIF). Source: INFD sections 4.1, 4.2, supplement J.1."""
+
+    widths: tuple[int, ...] = (128, 256, 512)
+    """Channels of E's levels from fine to coarse; D mirrors them. Each level past the first halves the side."""
+    blocks: int = 2
+    """ResBlocks a level in E; D has one more."""
+    mid_attention: bool = True
+    """One head of attention at the coarsest level of E and of D."""
+    z_dim: int = 3
+    """Channels of the latent z."""
+    quantizer: Literal["vq", "kl"] = "vq"
+    """vq: a codebook; kl: a diagonal Gaussian (E then ends in 2 x z_dim channels)."""
+    codebook_size: int = 8192
+    """Codes of the vq quantizer."""
+    vq_beta: float = 0.25
+    """Weight of one term of the vq loss."""
+    vq_beta_on: Literal["codebook", "commitment"] = "codebook"
+    """codebook: as the published code runs; commitment: as VQ-VAE states it."""
+    renderer_dim: int = 256
+    """Hidden channels of CLIF."""
+    renderer_blocks: int = 2
+    """ResBlocks of CLIF; its reach is 2 + 2 x this, in pixels (6 as published)."""
+    norm_groups: int = 32
+    """Groups of every GroupNorm."""
+    padding: Literal["zeros", "replicate"] = "zeros"
+    """Padding of E's and D's convolutions: zeros as published; replicate leaves no frame at the border of small models."""
+
+    def __post_init__(self) -> None:
+        require(len(self.widths) >= 2, "model.widths", self.widths, "needs at least 2 levels")
+        for width in (*self.widths, self.renderer_dim):
+            require(width % self.norm_groups == 0, "model.norm_groups", self.norm_groups,
+                    f"must divide every width; it does not divide {width}")
+        require(self.z_dim >= 1, "model.z_dim", self.z_dim, "must be at least 1")
+        require(self.codebook_size >= 2, "model.codebook_size", self.codebook_size, "must be at least 2")
+
+    @property
+    def factor(self) -> int:
+        """Side of lowres over side of z."""
+        return 2 ** (len(self.widths) - 1)
+
+    @property
+    def phi_dim(self) -> int:
+        """Channels of phi: D ends at its finest width, without its last layer."""
+        return self.widths[0]
+
+
+@dataclass(frozen=True, kw_only=True)
+class DiscriminatorConfig:
+    """PatchGAN on patches. Source: INFD supplement J.1; pix2pix."""
+
+    base_dim: int = 64
+    """Channels of the first convolution; doubled up to 8 times that."""
+    layers: int = 3
+    """Middle convolutions."""
+
+
+# ---------------------------------------------------------------- training
+
+
+@dataclass(frozen=True, kw_only=True)
+class LossConfig:
+    """Weights of the stage-one losses. Source: published code; INFD equation 2 writes the plain sum."""
+
+    l1: float = 1.0
+    """Mean absolute difference of prediction and patch."""
+    lpips: float = 1.0
+    """LPIPS distance; 0 needs no network weights."""
+    lpips_net: Literal["vgg", "alex"] = "vgg"
+    """Trunk of LPIPS."""
+    quantizer: float = 1.0
+    """vq: the quantizer's loss. kl: the divergence summed over z (Stable Diffusion's VAEs use 1e-6)."""
+    gan: float = 0.75
+    """Hinge GAN, times the adaptive weight; 0: no discriminator is built."""
+    gan_from_step: int = 1
+    """First step with the GAN; steps count from 1."""
+    adaptive_gan_weight: bool = True
+    """Balance the GAN against L1 + LPIPS by their gradients at CLIF's last convolution."""
+    fresh_fake: bool = False
+    """Render the discriminator's fake anew with the updated weights, as published; False reuses the first."""
+
+    def __post_init__(self) -> None:
+        for name in ("l1", "lpips", "quantizer", "gan"):
+            require(getattr(self, name) >= 0, f"loss.{name}", getattr(self, name), "must not be negative")
+        require(self.l1 + self.lpips > 0, "loss.l1", self.l1, "l1 and lpips cannot both be 0: nothing to learn from")
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimizerConfig:
+    """Adam, the same for all networks. The rate is a function of the step, so a resumed run needs no scheduler state."""
+
+    lr: float = 3.6e-5
+    """Learning rate."""
+    betas: tuple[float, float] = (0.5, 0.9)
+    """Adam's betas."""
+    warmup_steps: int = 0
+    """Steps over which the rate rises from 0."""
+    decay_from_step: int | None = None
+    """Step from which the rate falls linearly; None: constant, as published."""
+    decay_to_step: int | None = None
+    """Step at which it reaches 1% of lr."""
+
+    def __post_init__(self) -> None:
+        require(self.lr > 0, "optimizer.lr", self.lr, "must be above 0")
+        both = (self.decay_from_step is None) == (self.decay_to_step is None)
+        require(both, "optimizer.decay_to_step", self.decay_to_step, "goes with decay_from_step: set both or neither")
+        if self.decay_from_step is not None and self.decay_to_step is not None:
+            require(self.decay_to_step > self.decay_from_step, "optimizer.decay_to_step", self.decay_to_step,
+                    f"must be above decay_from_step={self.decay_from_step}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoopConfig:
+    """Steps, batch and rhythm, the same for every stage."""
+
+    steps: int
+    """Optimizer steps in all."""
+    batch: int
+    """Global batch: samples an optimizer step, over all workers."""
+    seed: int = 0
+    """Key of the sample order, of the initial weights and of all noise."""
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """bfloat16: autocast in the networks; weights, optimizer and losses stay float32."""
+    log_every: int = 50
+    """Steps between two rows of metrics."""
+    checkpoint_every: int = 10_000
+    """Steps between two checkpoints."""
+    keep_every: int = 200_000
+    """Checkpoints at multiples of this are kept for ever, besides last and best."""
+    validate_every: int = 50_000
+    """Steps between two validations; the least validation loss is `best`."""
+    validate_samples: int = 256
+    """Crops of the val split that a validation looks at, always the same ones."""
+    preview_every: int = 10_000
+    """Steps between two preview pictures."""
+    preview_photos: int = 4
+    """Photographs in a preview, of the val split where it has any."""
+    preview_px: int = 1024
+    """Previews render a photograph's native size, but at most this."""
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch", "log_every", "checkpoint_every", "keep_every",
+                     "validate_every", "validate_samples", "preview_every", "preview_photos"):
+            require(getattr(self, name) >= 1, f"loop.{name}", getattr(self, name), "must be at least 1")
+        require(self.validate_every % self.checkpoint_every == 0, "loop.validate_every", self.validate_every,
+                f"must be a multiple of checkpoint_every={self.checkpoint_every}, so that the best step has a checkpoint")
+
+
+OPERATIONAL = ("loader.", "loop.steps", "loop.log_every", "loop.checkpoint_every", "loop.keep_every",
+               "loop.validate_every", "loop.validate_samples", "loop.preview_")
+"""Fields that may differ between a checkpoint and the run that resumes it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class AutoencoderTrainingConfig:
+    """All of a stage-one run but where it reads and writes."""
+
+    model: AutoencoderConfig
+    """The networks."""
+    discriminator: DiscriminatorConfig = DiscriminatorConfig()
+    """The patch discriminator."""
+    crop: CropConfig
+    """The law of a training sample."""
+    loss: LossConfig = LossConfig()
+    """Loss weights."""
+    optimizer: OptimizerConfig = OptimizerConfig()
+    """Adam."""
+    loop: LoopConfig
+    """Steps and batch."""
+    loader: LoaderConfig = LoaderConfig()
+    """Reading."""
+
+    def __post_init__(self) -> None:
+        side, factor = self.crop.lowres_px, self.model.factor
+        require(side % factor == 0, "crop.lowres_px", side, f"must be divisible by the encoder's factor {factor}")
+        if self.loss.gan > 0:
+            least = 2 ** (self.discriminator.layers + 2)
+            require(self.crop.patch_px >= least, "crop.patch_px", self.crop.patch_px,
+                    f"must be at least {least} for a discriminator of {self.discriminator.layers} layers")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """Where a training run reads, writes and computes; no field here changes a number."""
+
+    dataset: str = ""
+    """URI of the dataset; its newest snapshot is used and pinned, or the one named by "…@7"."""
+    run: str = ""
+    """URI of the run's folder; empty: DATASET/training/PRESET-HASH. The same run again resumes."""
+    workers: int = 1
+    """Training processes; each takes loop.batch / workers samples a step."""
+    device: Literal["auto", "cpu", "gpu"] = "auto"
+    """auto: a GPU a worker where the cluster has that many, else the CPU."""
+    max_failures: int = 3
+    """Times that a dead worker is replaced before the run is given up."""
+    experiment: str = "infd-autoencoder"
+    """MLflow experiment; used where MLFLOW_TRACKING_URI is set."""
+    ray: bool = True
+    """--no-ray trains in this process (or under torchrun) instead of on a Ray cluster."""
+
+    def __post_init__(self) -> None:
+        require(self.workers >= 1, "workers", self.workers, "must be at least 1")
+        require(self.max_failures >= 0, "max_failures", self.max_failures, "must not be negative")
+
+
+# ---------------------------------------------------------------- the one JSON form
+
+
+def flat(config: Any) -> dict[str, object]:
+    """`{"loop.steps": 1000, …}`: dotted fields in sorted order, values of JSON."""
+    out: dict[str, object] = {}
+
+    def walk(value: Any, prefix: str) -> None:
+        if dataclasses.is_dataclass(value):
+            for field in dataclasses.fields(value):
+                walk(getattr(value, field.name), f"{prefix}.{field.name}" if prefix else field.name)
+        else:
+            out[prefix] = list(value) if isinstance(value, tuple) else value
+
+    walk(config, "")
+    return dict(sorted(out.items()))
+
+
+def numbers(config: Any) -> dict[str, object]:
+    """The flat form without OPERATIONAL fields: what a run may not change while it goes on."""
+    return {name: value for name, value in flat(config).items() if not name.startswith(OPERATIONAL)}
+
+
+def digest(values: dict[str, object]) -> str:
+    """sha256 (hex) of a flat JSON form."""
+    return hashlib.sha256(json.dumps(values, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def identity(config: Any) -> str:
+    """sha256 (hex) of a config's flat JSON form."""
+    return digest(flat(config))
+
+
+def unflat(kind: type[ConfigT], values: dict[str, object]) -> ConfigT:
+    """The config whose `flat` form is `values`. Raises ConfigError naming fields unknown or missing."""
+    left = dict(values)
+
+    def build(cls: Any, prefix: str) -> Any:
+        hints = typing.get_type_hints(cls)
+        made: dict[str, Any] = {}
+        for field in dataclasses.fields(cls):
+            name = f"{prefix}{field.name}"
+            if dataclasses.is_dataclass(hints[field.name]):
+                made[field.name] = build(hints[field.name], f"{name}.")
+            elif name in left:
+                value = left.pop(name)
+                made[field.name] = tuple(value) if isinstance(value, list) else value
+            elif field.default is dataclasses.MISSING:
+                raise ConfigError(f"{name}: missing; a {cls.__name__} needs it")
+        return cls(**made)
+
+    config = build(kind, "")
+    if left:
+        raise ConfigError(f"{', '.join(sorted(left))}: unknown; not a field of {kind.__name__}")
+    return typing.cast(ConfigT, config)
+
+
+def differing(a: Any, b: Any) -> list[str]:
+    """Dotted fields in which two configs differ, those of OPERATIONAL left out."""
+    one, two = numbers(a), numbers(b)
+    return [name for name in sorted({*one, *two}) if one.get(name) != two.get(name)]

@@ -1,0 +1,222 @@
+"""Batches in order: threads read and resize ahead of the training step; shards of a bucket come through a local cache.
+
+Legend: B samples of a batch, L side of lowres, P side of a patch. All pixels are uint8; coord, cell and the float
+conversion are made on the device.
+"""
+
+import threading
+import time
+from collections import deque
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import ExitStack
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from infd import storage
+from infd.config import LoaderConfig, require
+from infd.data.ahead import FetchAhead
+from infd.data.cache import ShardCache
+from infd.data.order import Order, Sample
+from infd.data.snapshot import Dataset
+from infd.errors import DatasetError, InfdError
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One step's samples, in the order of their slots."""
+
+    step: int
+    g: torch.Tensor
+    """(B,) int64: global sample numbers."""
+    lowres: torch.Tensor
+    """(B, 3, L, L) uint8: the whole views."""
+    patch: torch.Tensor
+    """(B, 3, P, P) uint8: the patches at side r."""
+    r: torch.Tensor
+    """(B,) int64: sides of the whole views, pixels."""
+    y: torch.Tensor
+    """(B,) int64: first row of each patch, pixels of the view at side r."""
+    x: torch.Tensor
+    """(B,) int64: first column."""
+    rows: list[int]
+    """Photos, in manifest order."""
+
+
+class Loader:
+    """Iterates over the batches of `slots` from `start_step` on, one a step, without end. Close it, or use `with`.
+
+    Raises what reading raises, at the step that needs the sample, as DatasetError naming shard, row and uri; the loader
+    is closed then. Law: the batches do not depend on `config`, nor on how the slots are shared between loaders, nor on
+    where a run was cut.
+    """
+
+    def __init__(
+        self,
+        dataset: Dataset,
+        order: Order,
+        config: LoaderConfig,
+        *,
+        slots: range,
+        start_step: int = 0,
+        pin_memory: bool = False,
+    ) -> None:
+        inside = 0 <= slots.start < slots.stop <= order.batch_size and slots.step == 1
+        require(inside, "slots", slots, f"must be a range within 0 to batch={order.batch_size}")
+        self.dataset = dataset
+        self.order = order
+        self.slots = slots
+        self._config = config
+        self._pin_memory = pin_memory
+        self._cache: ShardCache | None = None
+        self._ahead: FetchAhead | None = None
+        if storage.is_remote(dataset.uri):
+            self.dataset = dataset = Dataset(dataset.uri, dataset.number, dataset.manifest)  # the caller's stays as it is
+            self._cache = ShardCache(
+                config.cache_dir, max_bytes=config.cache_bytes, uri_of=dataset.shard_uri, on_evict=dataset.forget)
+            dataset.fetch = self._cache.fetch
+            self._ahead = FetchAhead(
+                order, self._cache, dataset.manifest.shards, slots=slots, start_step=start_step,
+                budget_bytes=config.cache_bytes // 2)
+        self._pool = ThreadPoolExecutor(config.threads, thread_name_prefix="infd-loader")
+        self._pending: deque[tuple[Batch, list[Future[None]]]] = deque()
+        self._next_step = start_step
+        self._closed = False
+        self._lock = threading.Lock()  # of the figures below
+        self._batches = 0
+        self._decode_s = 0.0
+        self._wait_s = 0.0
+        self._total_s = 0.0
+        self._since_s: float | None = None
+
+    def __iter__(self) -> "Loader":
+        return self
+
+    def __next__(self) -> Batch:
+        if self._closed:
+            raise ValueError("loader: it is closed; make a new one with start_step")
+        called_s = time.perf_counter()
+        try:
+            while len(self._pending) < self._config.prefetch_batches:
+                self._pending.append(self._begin(self.order.batch(self._next_step, self.slots)))
+                self._next_step += 1
+            batch, parts = self._pending.popleft()
+            if self._ahead is not None:
+                self._ahead.reached(batch.step)
+            for part in parts:
+                part.result()
+        except BaseException:
+            self.close()
+            raise
+        self._account(called_s)
+        return batch
+
+    def read(self, samples: Sequence[Sample]) -> Batch:
+        """Those samples, at once: for validation, or to look at a batch again. Its `step` is that of the first g."""
+        if self._closed:
+            raise ValueError("loader: it is closed; make a new one")
+        batch, parts = self._begin(samples)
+        wait(parts)
+        for part in parts:
+            part.result()
+        return batch
+
+    def stats(self) -> dict[str, float]:
+        """Figures since the start.
+
+        wait_fraction: share of the time in which the caller waited for a batch; decode_s: seconds of all threads spent
+        on samples; hit_rate: share of samples whose shard was at hand (1 for a local dataset).
+        """
+        with self._lock:
+            decode_s = self._decode_s
+        hits, misses = (self._cache.hits, self._cache.misses) if self._cache is not None else (0, 0)
+        return {
+            "batches": float(self._batches),
+            "samples": float(self._batches * len(self.slots)),
+            "wait_s": self._wait_s,
+            "total_s": self._total_s,
+            "wait_fraction": self._wait_s / self._total_s if self._total_s else 0.0,
+            "decode_s": decode_s,
+            "hit_rate": hits / (hits + misses) if hits + misses else 1.0,
+            "fetched_bytes": float(self._cache.fetched_bytes if self._cache is not None else 0),
+        }
+
+    def close(self) -> None:
+        """End the threads and remove the temporary cache; what is being read is waited for. Twice does nothing."""
+        if self._closed:
+            return
+        self._closed = True
+        self._pool.shutdown(wait=True, cancel_futures=True)
+        self._pending.clear()
+        if self._ahead is not None:
+            self._ahead.close()
+        if self._cache is not None:
+            self._cache.close()
+
+    def __enter__(self) -> "Loader":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _begin(self, samples: Sequence[Sample]) -> tuple[Batch, list[Future[None]]]:
+        """An empty batch, and the work that fills it."""
+        crop = self.order.crop
+        column = {name: torch.tensor([getattr(s, name) for s in samples], dtype=torch.int64) for name in "gryx"}
+        batch = Batch(
+            step=samples[0].g // self.order.batch_size if samples else 0,
+            lowres=self._empty(len(samples), crop.lowres_px),
+            patch=self._empty(len(samples), crop.patch_px),
+            rows=[sample.row for sample in samples],
+            **column,
+        )
+        return batch, [self._pool.submit(self._fill, batch, i, sample) for i, sample in enumerate(samples)]
+
+    def _empty(self, count: int, side_px: int) -> torch.Tensor:
+        return torch.empty((count, 3, side_px, side_px), dtype=torch.uint8, pin_memory=self._pin_memory)
+
+    def _fill(self, batch: Batch, at: int, sample: Sample) -> None:
+        """Read one sample into its place."""
+        began_s = time.perf_counter()
+        shard, inside = self.dataset.shard_of(sample.row)
+        entry = self.dataset.manifest.shards[shard]
+        where = f"sample g={sample.g}: shard {entry.sha256}.arrow row {inside}"
+        with ExitStack() as held:
+            try:
+                if self._cache is not None:
+                    held.enter_context(self._cache.use(entry))
+            except (InfdError, OSError) as error:
+                raise DatasetError(f"{where}: {error}") from error
+            lowres, patch = self._read(sample, where)
+        batch.lowres[at] = torch.from_numpy(lowres).permute(2, 0, 1)
+        batch.patch[at] = torch.from_numpy(patch).permute(2, 0, 1)
+        with self._lock:
+            self._decode_s += time.perf_counter() - began_s
+
+    def _read(self, sample: Sample, where: str) -> tuple[np.ndarray, np.ndarray]:
+        """lowres (L, L, 3) and patch (P, P, 3); what goes wrong is a DatasetError that says where."""
+        dataset, crop, row = self.dataset, self.order.crop, sample.row
+        try:
+            view = "center" if crop.view == "center" else dataset.view(row, sample.view_offset)
+            lowres = dataset.lowres(row, size=crop.lowres_px, view=view)
+            patch = dataset.patch(row, r=sample.r, y=sample.y, x=sample.x, size=crop.patch_px, view=view)
+        except Exception as error:
+            raise DatasetError(f"{where} ({self._photo_uri(row)}): {error}") from error
+        return lowres, patch
+
+    def _photo_uri(self, row: int) -> str:
+        """The source of a photo, or why it cannot be told."""
+        try:
+            return str(self.dataset[row]["uri"])
+        except (InfdError, OSError) as error:
+            return f"uri not readable: {type(error).__name__}"
+
+    def _account(self, called_s: float) -> None:
+        now_s = time.perf_counter()
+        began_s = called_s if self._since_s is None else self._since_s
+        self._batches += 1
+        self._wait_s += now_s - called_s
+        self._total_s += now_s - began_s
+        self._since_s = now_s

@@ -1,0 +1,204 @@
+"""A photo as a pyramid of tiles, and the patch of a view read from it.
+
+Level 0 is the photo, level k + 1 halves level k (Lanczos, sides rounded up) while the short side stays ≥ 256. Each
+level is cut into T × T tiles, row by row, each encoded alone. Coordinates are pixels (y, x) with the origin at the
+photo's upper left corner; a view is a square of level-0 pixels; r is the side to which the view is resampled.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from io import BytesIO
+from math import ceil, floor
+from typing import NamedTuple, Protocol
+
+import numpy as np
+from PIL import Image, JpegImagePlugin, PngImagePlugin, WebPImagePlugin
+
+from infd.config import IngestConfig
+from infd.errors import DatasetError
+
+LANCZOS = Image.Resampling.LANCZOS
+LEAST_SIDE_PX = 256
+"""No level has a shorter short side, but level 0 of a small photo."""
+LOWRES_PX = 256
+"""Side of the stored lowres; a photo with a shorter side stores that side."""
+OVERSAMPLING = 1.5
+"""A patch comes from a level with at least this many pixels per patch pixel (or level 0): less and it is not true."""
+SUPPORT = 3.0
+"""Reach of the Lanczos filter in target pixels."""
+
+
+class Level(NamedTuple):
+    """One level: its sides in pixels, and the number of its first tile among all tiles of the photo."""
+
+    width: int
+    height: int
+    first_tile: int
+
+
+class View(NamedTuple):
+    """The square of level-0 pixels that stands for the image: its upper left corner and its side."""
+
+    y: int
+    x: int
+    side: int
+
+
+class Tiled(Protocol):
+    """What patches are read from: a `Pyramid` in memory or a row of a shard. `tiles[i]` is one encoded tile."""
+
+    @property
+    def levels(self) -> Sequence[Level]: ...
+    @property
+    def tiles(self) -> "Sequence[bytes | memoryview]": ...
+    @property
+    def tile_px(self) -> int: ...
+    @property
+    def codec(self) -> str: ...
+    @property
+    def name(self) -> str: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pyramid:
+    """A photo's encoded tiles of all levels, and the encoded lowres of its centred view."""
+
+    levels: list[Level]
+    tiles: list[bytes]
+    lowres: bytes
+    tile_px: int
+    codec: str
+    name: str = "a photo in memory"
+
+
+# ---------------------------------------------------------------- building
+
+
+def build(image: Image.Image, config: IngestConfig) -> Pyramid:
+    """All tiles of an RGB photo. Memory: the photo, one level more, and the encoded tiles."""
+    view = center_view(image.width, image.height)
+    side = min(LOWRES_PX, view.side)
+    square = (view.x, view.y, view.x + view.side, view.y + view.side)
+    lowres = encode(image.resize((side, side), LANCZOS, box=square), config.codec, jpeg_quality=98)
+    levels: list[Level] = []
+    tiles: list[bytes] = []
+    for width, height in level_sides(*image.size):
+        image = image if (width, height) == image.size else image.resize((width, height), LANCZOS)
+        levels.append(Level(width, height, len(tiles)))
+        tiles.extend(_encoded_tiles(image, config))
+    return Pyramid(levels=levels, tiles=tiles, lowres=lowres, tile_px=config.tile_px, codec=config.codec)
+
+
+def level_sides(width: int, height: int) -> list[tuple[int, int]]:
+    """(width, height) of every level. Law: each is half of the one before, rounded up; short sides stay ≥ 256."""
+    sides = [(width, height)]
+    while min(half := (ceil(sides[-1][0] / 2), ceil(sides[-1][1] / 2))) >= LEAST_SIDE_PX:
+        sides.append(half)
+    return sides
+
+
+def center_view(width: int, height: int) -> View:
+    """The centred square of the short side."""
+    return view_at(width, height, 0.5)
+
+
+def view_at(width: int, height: int, offset: float) -> View:
+    """The square of the short side, `offset` in [0, 1] of the way along the long side, at whole pixels."""
+    if not 0 <= offset <= 1:
+        raise ValueError(f"offset={offset}: must lie in [0, 1]")
+    side = min(width, height)
+    return View(floor(offset * (height - side)), floor(offset * (width - side)), side)
+
+
+def encode(image: Image.Image, codec: str, *, jpeg_quality: int = 95) -> bytes:
+    """A tile's or a lowres' bytes. Law: png and webp-lossless give the same pixels back."""
+    buffer = BytesIO()
+    if codec == "jpeg":
+        image.save(buffer, "JPEG", quality=jpeg_quality, subsampling=0)
+    elif codec == "png":
+        image.save(buffer, "PNG", compress_level=6)
+    elif codec == "webp-lossless":
+        image.save(buffer, "WEBP", lossless=True, quality=50, method=2, exact=True)
+    else:
+        raise ValueError(f"codec={codec}: expected jpeg, png or webp-lossless")
+    return buffer.getvalue()
+
+
+def decode(data: "bytes | memoryview", codec: str) -> Image.Image:
+    """The RGB pixels that `encode` stored."""
+    plugin = {"jpeg": JpegImagePlugin.JpegImageFile, "png": PngImagePlugin.PngImageFile,
+              "webp-lossless": WebPImagePlugin.WebPImageFile}[codec]
+    image = plugin(BytesIO(data))
+    image.load()
+    return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def _encoded_tiles(image: Image.Image, config: IngestConfig) -> list[bytes]:
+    t = config.tile_px
+    return [encode(image.crop((x, y, min(x + t, image.width), min(y + t, image.height))), config.codec)
+            for y in range(0, image.height, t) for x in range(0, image.width, t)]
+
+
+# ---------------------------------------------------------------- reading
+
+
+def read_patch(photo: Tiled, *, r: int, y: int, x: int, h: int, w: int, view: View) -> np.ndarray:
+    """The h × w pixels at (y, x) of `view` resampled to r × r: uint8 (h, w, 3), writable.
+
+    Law: at r = view.side these are the stored pixels. Where level 0 serves, the result is the crop of the whole
+    view's Lanczos resize, to one grey level. Raises ValueError for a patch outside the view or an enlarged view,
+    DatasetError (naming the photo) for tiles that cannot be decoded.
+    """
+    if not (y >= 0 and x >= 0 and 0 < h <= r - y and 0 < w <= r - x):
+        raise ValueError(f"patch y={y}, x={x}, h={h}, w={w}: must lie inside the view at r={r}")
+    if r > view.side:
+        raise ValueError(f"r={r}: the view has {view.side} pixels; nothing is enlarged")
+    if r == view.side:
+        top, left = view.y + y, view.x + x
+        return np.array(_region(photo, 0, left, top, left + w, top + h))
+    k = serving_level(photo.levels, r)
+    level, step = photo.levels[k], view.side / r
+    sy, sx = level.height / photo.levels[0].height, level.width / photo.levels[0].width
+    y0, y1 = (view.y + y * step) * sy, (view.y + (y + h) * step) * sy
+    x0, x1 = (view.x + x * step) * sx, (view.x + (x + w) * step) * sx
+    top, bottom = _reach(y0, y1, step * sy, level.height)
+    left, right = _reach(x0, x1, step * sx, level.width)
+    region = _region(photo, k, left, top, right, bottom)
+    box = (x0 - left, y0 - top, min(x1 - left, region.width), min(y1 - top, region.height))
+    return np.array(region.resize((w, h), LANCZOS, box=box))
+
+
+def serving_level(levels: Sequence[Level], r: int) -> int:
+    """The smallest level whose short side is at least 1.5 r, else level 0."""
+    return max((k for k, level in enumerate(levels) if min(level.width, level.height) >= OVERSAMPLING * r), default=0)
+
+
+def _reach(low: float, high: float, scale: float, side: int) -> tuple[int, int]:
+    """The whole pixels under [low, high) and under the filter's support around it, inside [0, side)."""
+    margin = SUPPORT * max(1.0, scale) + 1
+    return max(0, floor(low - margin)), min(side, ceil(high + margin))
+
+
+def _region(photo: Tiled, k: int, left: int, top: int, right: int, bottom: int) -> Image.Image:
+    """Pixels [top, bottom) × [left, right) of level k: only the tiles that they touch are decoded."""
+    level, t = photo.levels[k], photo.tile_px
+    across = ceil(level.width / t)
+    region = Image.new("RGB", (right - left, bottom - top))
+    for row in range(top // t, ceil(bottom / t)):
+        for column in range(left // t, ceil(right / t)):
+            sides = min(t, level.width - column * t), min(t, level.height - row * t)
+            tile = _tile(photo, level.first_tile + row * across + column, sides)
+            region.paste(tile, (column * t - left, row * t - top))
+    return region
+
+
+def _tile(photo: Tiled, number: int, sides: tuple[int, int]) -> Image.Image:
+    try:
+        tile = decode(photo.tiles[number], photo.codec)
+    except (OSError, SyntaxError, ValueError, EOFError, IndexError) as error:
+        raise DatasetError(f"{photo.name}: tile {number} cannot be decoded as {photo.codec}; expected "
+                           f"{sides[0]}x{sides[1]} pixels; the shard is damaged: delete it and get it again") from error
+    if tile.size != sides:
+        raise DatasetError(f"{photo.name}: tile {number} has {tile.width}x{tile.height} pixels; expected "
+                           f"{sides[0]}x{sides[1]}; the shard is damaged: delete it and get it again")
+    return tile

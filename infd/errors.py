@@ -1,0 +1,67 @@
+"""Everything that a user or an operator can mend, as one tree.
+
+    InfdError
+    ├── ConfigError         a setting, or a combination of settings, that cannot work (also a ValueError)
+    ├── StorageError        an address that cannot be read or written
+    │   └── PreconditionFailed   a conditional write lost: someone else wrote first
+    ├── PhotoError          one source file that cannot become a photo; carries a reason code
+    ├── DatasetError        a dataset, snapshot or shard that is missing or not what its manifest says
+    ├── CheckpointError     a checkpoint that is missing, incomplete, or of another config
+    ├── WeightsError        network weights that are missing or not what their hash says
+    ├── TrainingError       training that must not go on (a loss that is not finite)
+    └── StackError          a server of the local stack that cannot start or stop
+
+Messages read: thing: what was found; what was expected; what to do.
+"""
+
+
+class InfdError(Exception):
+    """Base of all errors that a user can mend; jobs print it in one line and exit with 1."""
+
+
+class ConfigError(InfdError, ValueError):
+    """A setting that cannot work. A ValueError too, so that the command line reports it as usage."""
+
+
+class StorageError(InfdError):
+    """An address that cannot be read or written."""
+
+
+class PreconditionFailed(StorageError):
+    """A conditional write lost: the object exists already, or has changed since it was read."""
+
+
+class PhotoError(InfdError):
+    """One source file that cannot become a photo.
+
+    `reason` is a code of `infd.data.photo.REASONS`; `detail` comes from a fixed vocabulary, never from
+    a decoder's own message, so that two runs over the same file store the same row.
+    """
+
+    def __init__(self, reason: str, detail: str = "") -> None:
+        super().__init__(f"{reason}: {detail}" if detail else reason)
+        self.reason = reason
+        self.detail = detail
+
+    def __reduce__(self) -> tuple[type["PhotoError"], tuple[str, str]]:
+        return PhotoError, (self.reason, self.detail)
+
+
+class DatasetError(InfdError):
+    """A dataset, snapshot or shard that is missing, or not what its manifest says."""
+
+
+class CheckpointError(InfdError):
+    """A checkpoint that is missing, incomplete, or belongs to another config."""
+
+
+class WeightsError(InfdError):
+    """Network weights that are missing, or not what their hash says."""
+
+
+class TrainingError(InfdError):
+    """Training that must not go on."""
+
+
+class StackError(InfdError):
+    """A server of the local stack that cannot start or stop."""

@@ -1,0 +1,22 @@
+"""Checkpoints as models to use."""
+
+from infd import checkpoint
+from infd.config import AutoencoderConfig, unflat
+from infd.errors import CheckpointError
+from infd.models.autoencoder import Autoencoder
+
+
+def load_autoencoder(uri: str, *, device: str = "cpu") -> Autoencoder:
+    """The autoencoder of a checkpoint, in eval mode, without gradients.
+
+    `uri` is a checkpoint's folder or RUN/checkpoints/last or /best. Raises CheckpointError.
+    """
+    found = checkpoint.load(uri)
+    fields = {name.removeprefix("model."): value for name, value in found.meta["config"].items()
+              if name.startswith("model.")}
+    autoencoder = Autoencoder(unflat(AutoencoderConfig, fields))
+    try:
+        autoencoder.load_state_dict(found.model("autoencoder."))
+    except RuntimeError as error:
+        raise CheckpointError(f"checkpoint {found.uri}: {error}") from error
+    return autoencoder.to(device).eval().requires_grad_(False)

@@ -1,0 +1,143 @@
+"""Encoder E, quantizer Q, decoder D and renderer R as one module. Source: INFD section 4, supplement J.1.
+
+    lowres (B,3,L,L) ─ E ─▶ z (B,Z,l,l) ─ Q ─▶ z_q ─ D ─▶ phi (B,C,L,L) ─┐
+                                          r, y, x: a patch of the view ──┴─ R ─▶ RGB (B,3,P,P)
+
+E and D are the blocks of diffusers' autoencoders (as in latent diffusion); D ends before its last norm.
+Shapes: B batch, L side of lowres, l = L / factor, Z channels of z, C channels of phi, P side of the patch.
+"""
+
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from infd.compat import torchvision_ready
+from infd.config import AutoencoderConfig
+from infd.models.fields import Field, query_patch
+from infd.models.quantizers import KL, VQ, Quantized
+from infd.models.renderers.clif import CLIF
+
+
+class AutoencoderOutput(NamedTuple):
+    """What a training step needs of one forward pass."""
+
+    pred: Tensor
+    """RGB (B, 3, P, P), nominally in [-1, 1]."""
+    last_features: Tensor
+    """Input of the renderer's last convolution (B, D, P, P), part of the graph: `losses.adversarial` wants it."""
+    quantizer_loss: Tensor
+    """vq: the codebook loss; kl: the divergence summed over z, mean over the batch."""
+    z: Tensor
+    """(B, Z, l, l): vq: E's output, before Q; kl: the sample (or mean) that was decoded."""
+    codes: Tensor | None
+    """(B, l, l) int64; None for kl."""
+
+
+class Autoencoder(nn.Module):
+    """The stage-one model. Images in and out are in [-1, 1]; L must be divisible by `config.factor`."""
+
+    def __init__(self, config: AutoencoderConfig) -> None:
+        super().__init__()
+        self.config = config
+        moments = 1 if config.quantizer == "vq" else 2
+        self.encoder = make_encoder(config)
+        self.quant_conv = nn.Conv2d(moments * config.z_dim, moments * config.z_dim, 1)
+        self.quantizer: VQ | KL = KL() if config.quantizer == "kl" else VQ(
+            size=config.codebook_size, z_dim=config.z_dim, beta=config.vq_beta, beta_on=config.vq_beta_on)
+        self.post_quant_conv = nn.Conv2d(config.z_dim, config.z_dim, 1)
+        self.decoder = make_decoder(config)
+        self.renderer = CLIF.from_config(config)
+
+    def forward(
+        self, lowres: Tensor, r: Tensor, y: Tensor, x: Tensor, patch_px: int, noise: Tensor | None = None,
+    ) -> AutoencoderOutput:
+        """Render the P x P patch at (y, x) of each view at side r. The one path of training and validation.
+
+        lowres (B, 3, L, L); r, y, x (B,) int64 on the same device; coordinates and cells are made from them there.
+        noise (B, Z, l, l), kl only: z = mean + std * noise. Without it, train mode draws it from torch's global
+        generator and eval mode takes the mean; vq has no noise.
+        """
+        raw = self.moments(lowres)
+        if isinstance(self.quantizer, KL):
+            if noise is None and self.training:
+                noise = torch.randn_like(raw[:, :self.config.z_dim], dtype=torch.float32)
+            quantized = self.quantizer(raw, noise)
+            z = quantized.z_q
+        else:
+            quantized, z = self.quantizer(raw), raw
+        query = query_patch(self.decode(quantized.z_q), r, y, x, patch_px)
+        features = self.renderer.features(query)
+        return AutoencoderOutput(
+            self.renderer.last_layer(features), features, quantized.loss, z, quantized.codes)
+
+    def moments(self, lowres: Tensor) -> Tensor:
+        """E's own output: vq: z (B, Z, l, l); kl: means and log-variances (B, 2 Z, l, l)."""
+        return self.quant_conv(self.encoder(lowres))
+
+    def encode(self, lowres: Tensor, noise: Tensor | None = None) -> Tensor:
+        """lowres (B, 3, L, L) -> z (B, Z, l, l). vq: before Q. kl: the mean, or mean + std * noise where given."""
+        raw = self.moments(lowres)
+        return self.quantizer(raw, noise).z_q if isinstance(self.quantizer, KL) else raw
+
+    def quantize(self, z: Tensor) -> Quantized:
+        """vq: z -> its nearest codes. kl: z itself (it has been sampled already), loss 0."""
+        return Quantized(z, z.new_zeros(()), None) if isinstance(self.quantizer, KL) else self.quantizer(z)
+
+    def decode(self, z_q: Tensor) -> Tensor:
+        """z as D takes it (vq: after `quantize`) (B, Z, l, l) -> phi (B, C, L, L)."""
+        return self.decoder(self.post_quant_conv(z_q))
+
+    def field(self, z: Tensor) -> Field:
+        """z of `encode`, or of a diffusion model (B, Z, l, l) -> the field it stands for. Quantizes it (vq)."""
+        return Field(self.decode(self.quantize(z).z_q), self.renderer)
+
+
+def make_encoder(config: AutoencoderConfig) -> nn.Module:
+    """RGB (B, 3, L, L) -> (B, Z or 2 Z, l, l), without the 1 x 1 convolution that follows."""
+    torchvision_ready()
+    from diffusers.models.autoencoders.vae import Encoder
+
+    encoder = Encoder(
+        in_channels=3, out_channels=config.z_dim, down_block_types=("DownEncoderBlock2D",) * len(config.widths),
+        block_out_channels=config.widths, layers_per_block=config.blocks, norm_num_groups=config.norm_groups,
+        double_z=config.quantizer == "kl", mid_block_add_attention=config.mid_attention)
+    return replicate_padding(encoder) if config.padding == "replicate" else encoder
+
+
+def make_decoder(config: AutoencoderConfig) -> nn.Module:
+    """z (B, Z, l, l) -> phi (B, C, L, L), one block a level more than E; no final norm, act or convolution."""
+    torchvision_ready()
+    from diffusers.models.autoencoders.vae import Decoder
+
+    decoder: nn.Module = Decoder(
+        in_channels=config.z_dim, out_channels=3, up_block_types=("UpDecoderBlock2D",) * len(config.widths),
+        block_out_channels=config.widths, layers_per_block=config.blocks, norm_num_groups=config.norm_groups,
+        mid_block_add_attention=config.mid_attention)
+    for name in ("conv_norm_out", "conv_act", "conv_out"):
+        setattr(decoder, name, nn.Identity())
+    return replicate_padding(decoder) if config.padding == "replicate" else decoder
+
+
+class ReplicateDownsample(nn.Module):
+    """Halves the side with a given 3 x 3 convolution of stride 2; the last row and column are repeated once."""
+
+    def __init__(self, conv: nn.Conv2d) -> None:
+        super().__init__()
+        self.conv = conv
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(F.pad(x, (0, 1, 0, 1), mode="replicate"))
+
+
+def replicate_padding(network: nn.Module) -> nn.Module:
+    """Let every 3 x 3 convolution of E or D repeat the border in the place of zeros; names of weights stay."""
+    for module in list(network.modules()):
+        samplers: Any = getattr(module, "downsamplers", None) or ()
+        for index, sampler in enumerate(samplers):
+            samplers[index] = ReplicateDownsample(sampler.conv)
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d) and module.padding == (1, 1):
+            module.padding_mode = "replicate"
+    return network

@@ -1,0 +1,315 @@
+"""All bytes by address: `s3://bucket/key`, `file:///abs`, or a plain path; always `str`.
+
+A `file://` address is the prefix and a literal path: nothing is percent-decoded. Keys may hold spaces, %, + and any
+script. Three writes: `put_atomic` (nobody ever sees half a file), `put_if_absent` and `replace_if_unchanged` (of
+several writers at once exactly one wins). On S3 these are PUTs with If-None-Match and If-Match; on local files a
+complete temporary file that is renamed, linked, or renamed under a lock.
+"""
+
+import fcntl
+import hashlib
+import os
+import shutil
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import IO, TYPE_CHECKING, Any, NamedTuple
+
+from infd import s3
+from infd.errors import PreconditionFailed, StorageError
+from infd.s3 import Unreadable
+
+if TYPE_CHECKING:
+    from pyarrow.fs import FileSystem
+
+FILE = "file://"
+PARTIAL, LOCK = ".infd-partial", ".infd-lock"
+"""Endings of names that are never listed: a write under way, the lock of a conditional write."""
+
+
+class ObjectInfo(NamedTuple):
+    """One object of a listing. `etag` tells versions of this object apart, and nothing else."""
+
+    uri: str
+    etag: str
+    size: int
+
+
+# ---------------------------------------------------------------- addresses
+
+
+def is_remote(uri: str) -> bool:
+    """True for `s3://` addresses. Raises StorageError for a scheme that is not known."""
+    if uri.startswith(s3.SCHEME):
+        return True
+    scheme, separator, _ = uri.partition("://")
+    if separator and scheme != "file":
+        raise StorageError(f"{uri}: unknown scheme {scheme}; expected s3://, file:// or a path")
+    return False
+
+
+def local_path(uri: str) -> str:
+    """The path of a local address."""
+    return uri.removeprefix(FILE)
+
+
+def join(uri: str, *parts: str) -> str:
+    """`join("s3://b/x/", "y", "z")` is "s3://b/x/y/z"."""
+    return "/".join([uri if uri.endswith("://") else uri.rstrip("/") or "", *(part.strip("/") for part in parts)])
+
+
+def parent(uri: str) -> str:
+    """The address one level up: "s3://b/x" for "s3://b/x/y". The parent of a bucket or of / is itself."""
+    head = s3.SCHEME if is_remote(uri) else FILE if uri.startswith(FILE) else ""
+    rest = uri.removeprefix(head).rstrip("/")
+    above, slash, _ = rest.rpartition("/")
+    if head == s3.SCHEME:
+        return head + (above if slash else rest)
+    return head + (above or ("/" if slash or not rest else "."))
+
+
+def absolute(uri: str) -> str:
+    """The address that means the same from any folder, without a slash at its end."""
+    if is_remote(uri) or uri.startswith(FILE):
+        return uri.rstrip("/") if uri.rstrip("/") not in ("s3:", "file:") else uri
+    return os.path.abspath(os.path.expanduser(uri))
+
+
+def filesystem(uri: str) -> "tuple[FileSystem, str]":
+    """A pyarrow filesystem and the path in it. Honours AWS_* and AWS_ENDPOINT_URL, which pyarrow alone does not."""
+    if is_remote(uri):
+        at = s3.address(uri)
+        return s3.filesystem(), f"{at.bucket}/{at.key}".rstrip("/")
+    from pyarrow import fs
+
+    return fs.LocalFileSystem(), local_path(absolute(uri))
+
+
+# ---------------------------------------------------------------- reading
+
+
+def read_bytes(uri: str) -> bytes:
+    """All bytes. Raises StorageError naming `uri`."""
+    if is_remote(uri):
+        return s3.read(uri)[0]
+    with _open(uri) as file:
+        return file.read()
+
+
+def read_with_etag(uri: str) -> tuple[bytes, str]:
+    """Bytes, and the etag that `replace_if_unchanged` takes (on local files the sha256 of the bytes)."""
+    if is_remote(uri):
+        return s3.read(uri)
+    data = read_bytes(uri)
+    return data, hashlib.sha256(data).hexdigest()
+
+
+def read_object(info: ObjectInfo) -> bytes:
+    """The bytes of a listed object. Raises PreconditionFailed if it has changed since, Unreadable if it is gone."""
+    if is_remote(info.uri):
+        return s3.read(info.uri, if_etag=info.etag)[0]
+    with _open(info.uri) as file:
+        data = file.read()
+        if _stat_etag(os.fstat(file.fileno())) != info.etag or len(data) != info.size:
+            raise PreconditionFailed(f"{info.uri}: it changed after it was listed; list again")
+    return data
+
+
+def exists(uri: str) -> bool:
+    """True if there is an object (on local disks: a file) at this very address."""
+    return s3.exists(uri) if is_remote(uri) else os.path.isfile(local_path(uri))
+
+
+def get_file(uri: str, path: str) -> None:
+    """The bytes into the local file `path`, which appears only when whole."""
+    with _whole_file(path) as file:
+        if is_remote(uri):
+            s3.download(uri, file)
+        else:
+            with _open(uri) as source:
+                shutil.copyfileobj(source, file, s3.CHUNK_BYTES)
+
+
+def require_root(uri: str) -> None:
+    """Raise StorageError where the bucket of `uri` does not exist; a local folder may be missing."""
+    if is_remote(uri):
+        s3.require_bucket(uri)
+
+
+def list_objects(uri: str) -> Iterator[ObjectInfo]:
+    """Every object under `uri`, recursively, streamed in the order of the keys' bytes. Writes under way are left out.
+
+    A prefix with nothing in it lists nothing, on S3 and on local disks alike. The etag of a local file is made from
+    its time and size, so that a listing reads no file.
+    """
+    if is_remote(uri):
+        for found, etag, size in s3.listing(uri):
+            yield ObjectInfo(found, etag, size)
+        return
+    root = absolute(uri)
+    head = FILE if root.startswith(FILE) else ""
+    if os.path.isfile(local_path(root)):
+        raise StorageError(f"{uri}: it is a file; expected a folder")
+    if os.path.isdir(local_path(root)):
+        yield from _walk(local_path(root), head)
+
+
+def _walk(folder: str, head: str) -> Iterator[ObjectInfo]:
+    try:
+        entries = [(entry, entry.is_dir(follow_symlinks=False)) for entry in os.scandir(folder)]
+    except OSError as error:
+        raise _mended(folder, error) from error
+    for entry, is_folder in sorted(entries, key=lambda e: os.fsencode(e[0].name) + (b"/" if e[1] else b"")):
+        if is_folder:
+            yield from _walk(entry.path, head)
+        elif entry.is_file() and not entry.name.endswith((PARTIAL, LOCK)):
+            stat = entry.stat()
+            yield ObjectInfo(head + entry.path, _stat_etag(stat), stat.st_size)
+
+
+def _stat_etag(stat: os.stat_result) -> str:
+    return f"{stat.st_mtime_ns:x}-{stat.st_size:x}"
+
+
+def _open(uri: str) -> IO[bytes]:
+    try:
+        return open(local_path(uri), "rb")
+    except OSError as error:
+        raise _mended(uri, error) from error
+
+
+def _mended(uri: str, error: OSError) -> StorageError:
+    if isinstance(error, FileNotFoundError | PermissionError | IsADirectoryError):
+        return Unreadable(f"{uri}: {error.strerror}; expected a file that can be read; check the address")
+    return StorageError(f"{uri}: {error.strerror}; check the disk and the address")
+
+
+# ---------------------------------------------------------------- writing
+
+
+def put_atomic(uri: str, data: bytes) -> None:
+    """Write `data`; a reader sees what was there before, or all of it."""
+    if is_remote(uri):
+        return s3.put(uri, data)
+    with _whole_file(local_path(uri)) as file:
+        file.write(data)
+
+
+def put_file(uri: str, path: str) -> None:
+    """`put_atomic` from a local file of any size."""
+    if is_remote(uri):
+        return s3.upload(uri, path)
+    get_file(path, local_path(uri))
+
+
+def put_if_absent(uri: str, data: bytes) -> None:
+    """Write `data` where nothing is yet. Law: of several writers at once exactly one wins; PreconditionFailed else."""
+    if is_remote(uri):
+        return s3.put_if(uri, data, IfNoneMatch="*")
+    path = local_path(uri)
+    partial = _partial(path)
+    try:
+        _write_synced(partial, data)
+        os.link(partial, path)
+        _sync_folder(path)
+    except FileExistsError as error:
+        raise PreconditionFailed(f"{uri}: someone else wrote it first; read it again and decide anew") from error
+    except OSError as error:
+        raise _mended(uri, error) from error
+    finally:
+        _remove(partial)
+
+
+def replace_if_unchanged(uri: str, data: bytes, etag: str | None) -> None:
+    """Write `data` over the version `etag` of `read_with_etag`; None: nothing may be there. Else PreconditionFailed."""
+    if etag is None:
+        return put_if_absent(uri, data)
+    if is_remote(uri):
+        return s3.put_if(uri, data, IfMatch=f'"{etag}"')
+    with _locked(local_path(uri)):
+        if not exists(uri) or read_with_etag(uri)[1] != etag:
+            raise PreconditionFailed(f"{uri}: it has changed since it was read; read it again and decide anew")
+        put_atomic(uri, data)
+
+
+def delete(uri: str) -> None:
+    """Delete one object; nothing happens where there is none."""
+    if is_remote(uri):
+        return s3.delete([uri])
+    _remove(local_path(uri))
+
+
+def delete_prefix(uri: str) -> None:
+    """Delete everything under `uri`. Refuses a whole bucket and the root folder."""
+    if is_remote(uri):
+        if not s3.address(uri).key.strip("/"):
+            raise StorageError(f"{uri}: a whole bucket; expected a prefix in it")
+        found = [info.uri for info in list_objects(uri)]
+        return s3.delete(found)
+    path = local_path(absolute(uri))
+    if path == os.path.dirname(path):
+        raise StorageError(f"{uri}: the root folder; expected a folder in it")
+    if os.path.isdir(path):
+        shutil.rmtree(path)
+
+
+def _partial(path: str) -> str:
+    """A name beside `path` for a write under way; makes the folder."""
+    folder, name = os.path.split(os.path.abspath(path))
+    try:
+        os.makedirs(folder, exist_ok=True)
+    except OSError as error:
+        raise _mended(path, error) from error
+    return os.path.join(folder, f".{name[:100]}.{uuid.uuid4().hex}{PARTIAL}")
+
+
+@contextmanager
+def _whole_file(path: str) -> Iterator[IO[Any]]:
+    """A file to write; it takes the name `path`, with its bytes on the disk, when the block ends without an error."""
+    partial = _partial(path)
+    try:
+        with open(partial, "w+b") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+        _sync_folder(path)
+    except OSError as error:
+        raise _mended(path, error) from error
+    finally:
+        _remove(partial)
+
+
+def _write_synced(path: str, data: bytes) -> None:
+    with open(path, "wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _sync_folder(path: str) -> None:
+    """Make the rename itself survive a power cut."""
+    handle = os.open(os.path.dirname(os.path.abspath(path)), os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+@contextmanager
+def _locked(path: str) -> Iterator[None]:
+    """Hold the lock of `path` against other processes and threads."""
+    folder, name = os.path.split(os.path.abspath(path))
+    os.makedirs(folder, exist_ok=True)
+    with open(os.path.join(folder, f".{name}{LOCK}"), "wb") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _remove(path: str) -> None:
+    try:
+        os.unlink(path)
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise _mended(path, error) from error

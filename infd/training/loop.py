@@ -1,0 +1,108 @@
+"""The only training loop. It knows a stage and hooks, neither Ray nor MLflow.
+
+A stage turns a batch into an update; the loop owns steps, rhythm, the check for finite losses, and timing.
+Everything random is a function of (seed, step, sample), so a resumed run needs no generator's state.
+"""
+
+import time
+from collections.abc import Iterator
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from infd.config import LoopConfig
+from infd.data.loader import Batch
+from infd.training.world import World
+
+Metrics = dict[str, float]
+
+
+class Stage(Protocol):
+    """What is trained. `step` updates in place; its metrics stay on the device."""
+
+    def step(self, batch: Batch, step: int) -> dict[str, Tensor]: ...
+
+    def validate(self) -> Metrics: ...
+
+
+class Batches(Protocol):
+    """What the loop reads: a loader that begins at the run's step."""
+
+    def __iter__(self) -> Iterator[Batch]: ...
+
+    def stats(self) -> dict[str, float]: ...
+
+
+class Hooks(Protocol):
+    """What happens around training; each is called on every rank, at the same steps."""
+
+    def log(self, step: int, metrics: Metrics) -> None: ...
+
+    def validated(self, step: int, metrics: Metrics) -> None: ...
+
+    def preview(self, step: int) -> None: ...
+
+    def save(self, step: int, metrics: Metrics) -> None: ...
+
+    def not_finite(self, step: int) -> None:
+        """Keep what is needed to see the cause, and raise TrainingError."""
+        ...
+
+
+def train(stage: Stage, batches: Batches, config: LoopConfig, hooks: Hooks, *, world: World, start: int = 0) -> None:
+    """Update `stage` from step `start` to `config.steps`; `batches` begins at step `start`.
+
+    Law: on the CPU a run cut at any checkpoint and resumed ends with the same weights, bit for bit.
+    """
+    window = Window(world, config, batches)
+    latest: Metrics = {}
+    for step, batch in zip(range(start + 1, config.steps + 1), batches, strict=False):
+        window.add(step, stage.step(batch, step))
+        last = step == config.steps
+        due = {every: step % getattr(config, every) == 0 or last
+               for every in ("log_every", "validate_every", "preview_every", "checkpoint_every")}
+        if any(due.values()):
+            latest |= window.fetch(hooks)
+        if due["log_every"]:
+            hooks.log(step, dict(latest))
+        if due["validate_every"]:
+            validation = stage.validate()
+            latest |= validation
+            hooks.validated(step, validation)
+        if due["checkpoint_every"]:
+            hooks.save(step, dict(latest))
+        if due["preview_every"]:
+            hooks.preview(step)
+
+
+class Window:
+    """Metrics since the last fetch: kept on the device, fetched at once, means over steps and ranks."""
+
+    def __init__(self, world: World, config: LoopConfig, batches: Batches) -> None:
+        self.world, self.config, self.batches = world, config, batches
+        self.rows: list[tuple[int, dict[str, Tensor]]] = []
+        self.started = time.monotonic()
+
+    def add(self, step: int, metrics: dict[str, Tensor]) -> None:
+        self.rows.append((step, metrics))
+
+    def fetch(self, hooks: Hooks) -> Metrics:
+        """Means of the window; calls `hooks.not_finite` with the first step whose loss is not finite."""
+        if not self.rows:
+            return {}
+        names = sorted(self.rows[-1][1])
+        absent = torch.full_like(self.rows[-1][1]["train/loss"], torch.nan)
+        table = torch.stack([torch.stack([row.get(name, absent).float() for name in names])
+                             for _, row in self.rows])                                   # (steps, metrics)
+        table = self.world.mean(table).cpu()
+        finite = table[:, names.index("train/loss")].isfinite()
+        if not bool(finite.all()):
+            hooks.not_finite(self.rows[int((~finite).nonzero()[0])][0])
+        seconds = time.monotonic() - self.started
+        metrics = dict(zip(names, table.nanmean(0).tolist(), strict=True))
+        metrics["speed/images_per_s"] = len(self.rows) * self.config.batch / max(seconds, 1e-9)
+        metrics["speed/data_wait_fraction"] = self.batches.stats()["wait_fraction"]
+        self.rows = []
+        self.started = time.monotonic()
+        return metrics

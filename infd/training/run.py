@@ -1,0 +1,248 @@
+"""A training run: what it is (run.json), how it begins or goes on, and what it leaves behind.
+
+    RUN/run.json                preset, config, snapshot: written once, by whoever comes first
+    RUN/checkpoints/…           infd/checkpoint.py
+    RUN/previews/step-….png     photographs beside their renders
+    RUN/failures/step-….npz     the batch of a loss that was not finite
+
+Everything here runs on each rank; rank 0 alone writes.
+"""
+
+import io
+import json
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.metadata import version
+from typing import Protocol
+
+import numpy as np
+from PIL import Image
+
+from infd import checkpoint, storage
+from infd.config import AutoencoderTrainingConfig, differing, digest, flat, identity, numbers, unflat
+from infd.data.loader import Batch, Loader
+from infd.data.order import Order, validation_samples
+from infd.data.snapshot import Dataset, open_dataset
+from infd.errors import CheckpointError, ConfigError, DatasetError, PreconditionFailed, TrainingError
+from infd.generation.reconstruct import compare, sheet
+from infd.losses.perceptual import Lpips
+from infd.training.autoencoder import AutoencoderStage
+from infd.training.loop import Metrics, train
+from infd.training.world import World
+from infd.weights import load_weights
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run as run.json records it; `snapshot` is pinned, so that the order of samples never changes."""
+
+    uri: str
+    preset: str
+    config: AutoencoderTrainingConfig
+    snapshot: str
+
+
+class Observer(Protocol):
+    """Who is told of progress on rank 0 (a terminal, MLflow); it never stops training."""
+
+    def log(self, step: int, metrics: Metrics) -> None: ...
+
+    def picture(self, step: int, name: str, image: Image.Image) -> None: ...
+
+    def checkpointed(self, step: int, uri: str, metrics: Metrics) -> None: ...
+
+
+def default_run(dataset: str, preset: str, config: AutoencoderTrainingConfig) -> str:
+    """DATASET/training/PRESET-HASH, the hash being that of the fields that change numbers."""
+    root = dataset.rsplit("@", 1)[0] if "@" in dataset.rsplit("/", 1)[-1] else dataset
+    return storage.join(root, "training", f"{preset}-{digest(numbers(config))[:8]}")
+
+
+def open_run(uri: str, *, preset: str, config: AutoencoderTrainingConfig, dataset: str) -> Run:
+    """Begin the run at `uri`, or go on with the one that is there.
+
+    A run that is there keeps its snapshot; its config may differ only in operational fields. Raises
+    CheckpointError naming the fields in which they differ.
+    """
+    record = storage.join(uri, "run.json")
+    if not storage.exists(record):
+        snapshot = open_dataset(dataset).snapshot_uri
+        content = {"preset": preset, "config": flat(config), "identity": identity(config), "snapshot": snapshot}
+        try:
+            storage.put_if_absent(record, json.dumps(content, indent=1, sort_keys=True).encode())
+        except PreconditionFailed:
+            logger.info("run %s: begun by another process at the same time; going on with it", uri)
+    found = json.loads(storage.read_bytes(record))
+    before = unflat(AutoencoderTrainingConfig, found["config"])
+    if names := differing(before, config):
+        old, new = flat(before), flat(config)
+        changes = ", ".join(f"{name} was {old.get(name)} and is {new.get(name)}" for name in names)
+        raise CheckpointError(f"run {uri}: its config differs ({changes}); a run goes on with its own config; "
+                              "name another --run, or take the old values")
+    if dataset.rstrip("/") not in (found["snapshot"], found["snapshot"].rsplit("@", 1)[0]):
+        raise CheckpointError(f"run {uri}: it reads {found['snapshot']}, not {dataset}; name another --run")
+    return Run(uri, found["preset"], config, found["snapshot"])
+
+
+def required_weights(config: AutoencoderTrainingConfig) -> Lpips | None:
+    """LPIPS with its weights from the cache; None where its weight is 0. Raises WeightsError."""
+    if config.loss.lpips == 0:
+        return None
+    net = config.loss.lpips_net
+    return Lpips.from_state_dict(net, load_weights(f"lpips-{net}"))
+
+
+def check_batch(config: AutoencoderTrainingConfig, workers: int) -> None:
+    """Raise ConfigError unless every worker owns the same number of slots."""
+    if config.loop.batch % workers:
+        raise ConfigError(f"loop.batch={config.loop.batch}: must be divisible by the number of workers, {workers}")
+
+
+def run_autoencoder(run: Run, *, world: World, observer: Observer) -> Metrics:
+    """Train on this rank from the newest checkpoint to the last step; returns the last metrics."""
+    config = run.config
+    check_batch(config, world.size)
+    dataset = open_dataset(run.snapshot)
+    order = Order(dataset.manifest, config.crop, batch=config.loop.batch, seed=config.loop.seed)
+    validation = validation_batches(dataset, config, world)
+    stage = AutoencoderStage(config, world=world, lpips=required_weights(config), validation=validation)
+    start, metrics = resume(run, stage)
+    if start >= config.loop.steps:
+        logger.info("run %s: already at step %d of %d", run.uri, start, config.loop.steps)
+        return metrics
+    loader = Loader(dataset, order, config.loader, slots=world.slots(config.loop.batch), start_step=start,
+                    pin_memory=world.device.type == "cuda")
+    hooks = RunHooks(run, stage, dataset, order, loader, world, observer)
+    with loader:
+        train(stage, loader, config.loop, hooks, world=world, start=start)
+    return hooks.metrics
+
+
+def resume(run: Run, stage: AutoencoderStage) -> tuple[int, Metrics]:
+    """Load the newest checkpoint of the run into `stage`; (its step, its metrics), or (0, {})."""
+    found = checkpoint.newest(run.uri)
+    if found is None:
+        return 0, {}
+    stage.load_state(found.model(), found.train_state())
+    logger.info("run %s: going on from step %d", run.uri, found.step)
+    return found.step, found.meta["metrics"]
+
+
+def validation_batches(dataset: Dataset, config: AutoencoderTrainingConfig, world: World) -> list[Batch]:
+    """This rank's share of the fixed validation crops, read once and kept (uint8)."""
+    loop = config.loop
+    count = loop.validate_samples // world.size * world.size
+    samples = validation_samples(dataset.manifest, config.crop, count, loop.seed)[world.rank::world.size]
+    if not samples:
+        if world.rank == 0:
+            logger.warning("dataset %s: no photo in its val split; no validation, and `best` is `last`", dataset.snapshot_uri)
+        return []
+    order = Order(dataset.manifest, config.crop, batch=loop.batch, seed=loop.seed)
+    loader = Loader(dataset, order, config.loader, slots=range(1), start_step=0)
+    with loader:
+        return [loader.read(samples[i:i + loop.batch]) for i in range(0, len(samples), loop.batch)]
+
+
+class RunHooks:
+    """What a run writes while it trains."""
+
+    def __init__(self, run: Run, stage: AutoencoderStage, dataset: Dataset, order: Order, loader: Loader,
+                 world: World, observer: Observer) -> None:
+        self.run, self.stage, self.dataset, self.order = run, stage, dataset, order
+        self.loader, self.world, self.observer = loader, world, observer
+        self.metrics: Metrics = {}
+        self.started = time.monotonic()
+        self.best = self._best_loss()
+
+    def log(self, step: int, metrics: Metrics) -> None:
+        self.metrics = metrics
+        if self.world.rank == 0:
+            self.observer.log(step, metrics)
+
+    def validated(self, step: int, metrics: Metrics) -> None:
+        self.metrics = self.metrics | metrics
+        if self.world.rank == 0 and metrics:
+            self.observer.log(step, metrics)
+
+    def save(self, step: int, metrics: Metrics) -> None:
+        """Write the checkpoint of `step`, then let `last` (and `best`) mean it, then remove old ones."""
+        if self.world.rank != 0:
+            return
+        uri = checkpoint.step_uri(self.run.uri, step)
+        checkpoint.save(uri, model=self.stage.model_state(), train_state=self.stage.train_state(),
+                        meta=self._meta(step, metrics))
+        checkpoint.point(self.run.uri, "last", step)
+        validates = step % self.run.config.loop.validate_every == 0 or step == self.run.config.loop.steps
+        loss = metrics.get("val/loss") if validates else None
+        if (loss is not None and loss < self.best) or not self.stage.validation:
+            self.best = loss if loss is not None else self.best
+            checkpoint.point(self.run.uri, "best", step)
+        checkpoint.prune(self.run.uri, keep_every=self.run.config.loop.keep_every)
+        self.observer.checkpointed(step, uri, metrics)
+
+    def preview(self, step: int) -> None:
+        """A sheet of a few photographs beside their renders; of the val split where it has any."""
+        if self.world.rank != 0:
+            return
+        self.stage.autoencoder.eval()
+        rows = preview_rows(self.dataset, self.run.config.loop.preview_photos)
+        page = sheet([compare(self.stage.autoencoder, self._whole(row), native=self._native(row),
+                              lowres_px=self.run.config.crop.lowres_px) for row in rows])
+        buffer = io.BytesIO()
+        page.save(buffer, "PNG")
+        storage.put_atomic(storage.join(self.run.uri, "previews", f"step-{step:08d}.png"), buffer.getvalue())
+        self.observer.picture(step, "preview", page)
+
+    def not_finite(self, step: int) -> None:
+        """Save the batch whose loss is not finite, and raise TrainingError with its photographs' addresses."""
+        batch = self.loader.read([self.order.sample(g) for g in self._numbers(step)])
+        uris = [self.dataset[row]["uri"] for row in batch.rows]
+        name = f"step-{step:08d}-rank-{self.world.rank}.npz"
+        address = storage.join(self.run.uri, "failures", name)
+        buffer = io.BytesIO()
+        np.savez(buffer, step=step, g=batch.g.numpy(), lowres=batch.lowres.numpy(), patch=batch.patch.numpy(),
+                 r=batch.r.numpy(), y=batch.y.numpy(), x=batch.x.numpy(), rows=np.array(batch.rows), uris=np.array(uris))
+        storage.put_atomic(address, buffer.getvalue())
+        raise TrainingError(f"step {step}: the loss is not finite; its batch was saved as {address} "
+                            f"(photos {', '.join(uris)}); lower optimizer.lr or look at these photos, then resume "
+                            "from the last checkpoint by the same command")
+
+    def _numbers(self, step: int) -> list[int]:
+        batch = self.run.config.loop.batch
+        return [(step - 1) * batch + slot for slot in self.world.slots(batch)]
+
+    def _whole(self, row: int) -> Callable[[int], Image.Image]:
+        def view(r: int) -> Image.Image:
+            return Image.fromarray(self.dataset.patch(row, r=r, y=0, x=0, size=r))
+
+        return view
+
+    def _native(self, row: int) -> int:
+        return min(int(self.dataset.manifest.short_side[row]), self.run.config.loop.preview_px)
+
+    def _best_loss(self) -> float:
+        if checkpoint.pointed(self.run.uri, "best") is None:
+            return float("inf")
+        meta = checkpoint.load(storage.join(self.run.uri, "checkpoints", "best")).meta
+        return float(meta["metrics"].get("val/loss", float("inf")))
+
+    def _meta(self, step: int, metrics: Metrics) -> dict[str, object]:
+        config = self.run.config
+        return {
+            "stage": "autoencoder", "preset": self.run.preset, "step": step, "g": step * config.loop.batch,
+            "config": flat(config), "identity": identity(config), "snapshot": self.run.snapshot, "metrics": metrics,
+            "versions": {name: version(name) for name in ("infd", "torch", "numpy", "pillow-simd")},
+        }
+
+
+def preview_rows(dataset: Dataset, count: int) -> list[int]:
+    """Rows that previews show: the first of the val split, else the first of all."""
+    held_out = np.flatnonzero(dataset.manifest.split == 1)
+    rows = held_out if len(held_out) else np.arange(len(dataset))
+    if not len(rows):
+        raise DatasetError(f"dataset {dataset.snapshot_uri}: it holds no photo; ingest some first")
+    return [int(row) for row in rows[:count]]

@@ -1,0 +1,46 @@
+"""Photos in a bucket or folder become patch shards and a snapshot; the same command again takes what is new.
+
+Example: python jobs/ingest.py --source s3://bucket/photos --dataset s3://bucket/datasets/NAME
+"""
+
+import logging
+import sys
+from dataclasses import dataclass
+from typing import Annotated
+
+import tyro
+
+from infd.config import IngestConfig
+from infd.errors import ConfigError, InfdError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ingest:
+    """Bring photos into a dataset. stdout carries the snapshot's address alone."""
+
+    source: str
+    """Where the photos are: s3://bucket/prefix or a folder; all files below it are looked at."""
+    dataset: str
+    """Where the dataset is or will be: s3://bucket/prefix or a folder, outside the source."""
+    group: str = ""
+    """Label of these photos, on which training can balance (as lr, hr)."""
+    config: Annotated[IngestConfig, tyro.conf.arg(name="")] = IngestConfig()
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = tyro.cli(Ingest, args=argv, description=__doc__)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr)
+    try:
+        from pipelines.ingest import ingest
+
+        done = ingest(args.source, args.dataset, config=args.config, group=args.group)
+    except InfdError as error:
+        print(f"ingest: {error}", file=sys.stderr)
+        return 2 if isinstance(error, ConfigError) else 1
+    print(done.summary, file=sys.stderr)
+    print(done.snapshot_uri)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,186 @@
+"""Photos of a bucket or folder → patch shards → a committed snapshot, on Ray Data.
+
+plan (pipelines/ingest_plan.py) → a task a unit: fetch, decode, pyramid, shards, rejects, then its `done` record →
+the driver assembles the manifest in plan order and commits it. Any part may be killed and the command run again:
+units that are done are not repeated, a unit that is repeated writes the same bytes under the same names, and the
+snapshot is the same, byte for byte. A task holds one decoded photo and one record batch of tiles at a time.
+"""
+
+import functools
+import json
+import logging
+import os
+import platform
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from infd import config as configs
+from infd import storage
+from infd.config import IngestConfig
+from infd.data import shards, snapshot
+from infd.errors import InfdError, PhotoError, PreconditionFailed
+from infd.storage import ObjectInfo
+from pipelines import cluster, ingest_plan
+from pipelines.ingest_plan import Outcome, Plan
+from pipelines.ingest_report import Progress, summary
+
+logger = logging.getLogger(__name__)
+
+SMALL_CLUSTER_CPUS = 4
+"""Below this many CPUs a task claims half a CPU, so that sources and other work of Ray's always find some."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ingested:
+    """`snapshot_uri` is the newest snapshot; `is_new` tells whether this ingest made it; `summary` is for people."""
+
+    snapshot_uri: str
+    is_new: bool
+    summary: str
+
+
+def ingest(source: str, dataset: str, *, config: IngestConfig, group: str = "") -> Ingested:
+    """Bring the photos under `source` into the dataset at `dataset`.
+
+    Law: however often it is interrupted, the snapshot is the same. Raises InfdError: source empty, bucket missing,
+    no photo left, another ingest was faster, a config that does not fit the dataset.
+    """
+    began = time.monotonic()
+    plan = ingest_plan.make_plan(source, dataset, config=config, group=group)
+    if not plan.units:
+        return nothing_new(plan)
+    ingest_plan.write_plan(plan)
+    done = ingest_plan.done_units(plan)
+    tasks = [task_of(number, unit) for number, unit in enumerate(plan.units) if number not in done]
+    logger.info("run %s: %d of %d files to read, in %d units, %d of them done already", plan.run, plan.photos,
+                plan.listed, len(plan.units), len(done))
+    if tasks:
+        run_on_ray(plan, tasks)
+    outcome = ingest_plan.assemble(plan)
+    storage.put_atomic(plan.uri("rejects.parquet"), ingest_plan.table_bytes(outcome.rejects, ingest_plan.REJECTS))
+    ingest_plan.require_photos(plan, outcome)
+    if plan.parent and outcome.entries == plan.parent.entries:
+        return nothing_new(plan, outcome)
+    uri = snapshot.commit(plan.dataset, (plan.parent.number if plan.parent else 0) + 1,
+                          snapshot.manifest_bytes(outcome.entries, outcome.info(plan)))
+    took = time.monotonic() - began
+    read_now = sum(len(task["uris"]) for task in tasks)
+    write_record(plan, uri, read_now, took)
+    return Ingested(snapshot_uri=uri, is_new=True, summary=summary(plan, outcome, uri, read=read_now, seconds=took))
+
+
+def nothing_new(plan: Plan, outcome: Outcome | None = None) -> Ingested:
+    """The answer where the newest snapshot has all that the source has."""
+    number = plan.parent.number if plan.parent else 0
+    lost = f"; {len(outcome.new_rejects)} rejected, see {plan.uri('rejects.parquet')}" if outcome else ""
+    uri = f"{plan.dataset}@{number}"
+    return Ingested(snapshot_uri=uri, is_new=False, summary=f"nothing new: {uri} has all photos of {plan.source} "
+                    f"({plan.listed} files{lost}); no snapshot made")
+
+
+def write_record(plan: Plan, uri: str, read_now: int, seconds: float) -> None:
+    """What the manifest must not hold, because it differs between equal runs."""
+    record = {"snapshot": uri, "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), "seconds": seconds,
+              "files_read": read_now, "host": platform.node(), "python": platform.python_version()}
+    storage.put_atomic(plan.uri("finished.json"), json.dumps(record, indent=1, sort_keys=True).encode())
+
+
+# ---------------------------------------------------------------- a unit
+
+
+def task_of(number: int, unit: list[ObjectInfo]) -> dict[str, Any]:
+    """A unit as a row of Ray Data."""
+    return {"unit": number, "uris": [info.uri for info in unit], "etags": [info.etag for info in unit],
+            "sizes": [info.size for info in unit]}
+
+
+def run_unit(task: dict[str, Any], *, run_uri: str, dataset: str, config: dict[str, Any], group: str) -> dict[str, Any]:
+    """Read the files of one unit, write its shards, its rejects, and its `done` record last; a few figures.
+
+    Law: the same task writes the same bytes, wherever and however often it runs.
+    """
+    settings = configs.unflat(IngestConfig, config)
+    files = [ObjectInfo(str(uri), str(etag), int(size))
+             for uri, etag, size in zip(task["uris"], task["etags"], task["sizes"], strict=True)]
+    rejects: list[ingest_plan.Reject] = []
+    entries = snapshot.write_shards(photo_rows(files, rejects, settings, group), dataset, settings)
+    name = f"{int(task['unit']):08d}.parquet"
+    storage.put_atomic(storage.join(run_uri, "rejects", name), ingest_plan.table_bytes(rejects, ingest_plan.REJECTS))
+    storage.put_atomic(storage.join(run_uri, "done", name), ingest_plan.table_bytes(entries, snapshot.ENTRY))
+    return {"unit": int(task["unit"]), "files": len(files), "rejected": len(rejects),
+            "bytes": sum(entry["bytes"] for entry in entries)}
+
+
+def photo_rows(
+    files: list[ObjectInfo], rejects: list[ingest_plan.Reject], config: IngestConfig, group: str,
+) -> Iterator[dict[str, Any]]:
+    """A row for each file that is a photo; one after the other, so that one is in memory. The others → `rejects`."""
+    for info in files:
+        try:
+            yield shards.photo_row(info.uri, info.etag, read_source(info, config), config=config, group=group)
+        except PhotoError as error:
+            rejects.append(ingest_plan.reject(info.uri, info.etag, error.reason, error.detail))
+
+
+def read_source(info: ObjectInfo, config: IngestConfig) -> bytes:
+    """The bytes of a planned file. Raises PhotoError for what concerns this file alone, else StorageError."""
+    if info.size > config.max_bytes:
+        raise PhotoError("too_many_bytes", f"{info.size} bytes, more than {config.max_bytes}")
+    try:
+        return storage.read_object(info)
+    except PreconditionFailed as error:
+        raise PhotoError("changed") from error
+    except storage.Unreadable as error:
+        raise PhotoError("unreadable") from error
+
+
+# ---------------------------------------------------------------- Ray Data
+
+
+def run_on_ray(plan: Plan, tasks: list[dict[str, Any]]) -> None:
+    """Run the units on the cluster, with progress. Raises the InfdError of a unit that failed."""
+    with cluster.connect():
+        import ray
+        from ray.data import TaskPoolStrategy
+        from ray.exceptions import RayError
+
+        quiet()
+        total = cluster.cpus_now()
+        small = not cluster.autoscales() and total < SMALL_CLUSTER_CPUS
+        cpus = 0.5 if small else 1.0
+        cluster.require_cpus(cpus)
+        unit = functools.partial(run_unit, run_uri=plan.uri(), dataset=plan.dataset,
+                                 config=configs.flat(plan.config), group=plan.group)
+        rows = ray.data.from_items(tasks, override_num_blocks=len(tasks)).map(
+            unit, num_cpus=cpus, compute=TaskPoolStrategy(size=max(1, int(total)) if small else None))
+        already = plan.photos - sum(len(task["uris"]) for task in tasks)
+        try:
+            with Progress(total=plan.photos, done=already, resources=ray.available_resources) as progress:
+                for row in rows.iter_rows():
+                    progress.add(files=row["files"], rejected=row["rejected"], size=row["bytes"])
+        except RayError as error:
+            raise user_error(error) from error
+
+
+def quiet() -> None:
+    """Ray Data's own bars and notices off: ours go to stderr, and stdout is for the result."""
+    import ray.data
+
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    logging.getLogger("ray.data").setLevel(logging.WARNING)
+    os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
+
+
+def user_error(error: BaseException) -> BaseException:
+    """The InfdError inside what Ray raised; the error itself where there is none: then it is a bug."""
+    inner: BaseException | None = error
+    while inner is not None:
+        within = getattr(inner, "cause", None)  # Ray's wrapper is an instance of the wrapped class too: look inside
+        if within is None and isinstance(inner, InfdError):
+            return inner
+        inner = within or inner.__cause__
+    return error

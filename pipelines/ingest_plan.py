@@ -1,0 +1,269 @@
+"""What an ingest has to do, written down before it begins; and what became of it, put together at the end. No Ray.
+
+    DATASET/runs/RUN/plan.parquet           every source file to read, in the order of its uri, with its unit
+    DATASET/runs/RUN/done/00000003.parquet  unit 3 is finished: a row a shard, as in the manifest; written last
+    DATASET/runs/RUN/rejects/00000003.parquet   its source files that are no photo
+    DATASET/runs/RUN/rejects.parquet        all source files that are no photo, of this snapshot and those before
+    DATASET/runs/RUN/finished.json          when, where, with what: facts that the manifest must not hold
+
+RUN is the hash of the plan, the config and the parent snapshot, so the same command finds what it has done before.
+
+What stands in the parent under the same (uri, etag) is not read again. A photo whose file changed is read anew; its
+old row stays in its shard and is named in the manifest's `dropped`. A file that vanished from the source keeps its
+photo: an ingest adds and replaces, it never takes away. Of photos with equal bytes the parent's is kept, else the
+first by uri; the other is rejected as `duplicate`, and read again only if the one that was kept is replaced.
+"""
+
+import hashlib
+import io
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import PIL
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from infd import config as configs
+from infd import storage
+from infd.config import IngestConfig
+from infd.data import shards, snapshot
+from infd.errors import ConfigError, DatasetError, StorageError
+from infd.storage import ObjectInfo
+
+FORMAT = "infd-ingest-1"
+LEAST_UNITS = 64
+"""A small source is cut into about this many units, so that all cores have work."""
+LEAST_UNIT_PHOTOS = 4
+PLAN = pa.schema([("unit", pa.int32()), ("uri", pa.string()), ("etag", pa.string()), ("size", pa.int64())])
+REJECTS = pa.schema([("uri", pa.string()), ("etag", pa.string()), ("reason", pa.string()), ("detail", pa.string()),
+                     ("image_id", pa.string())])  # image_id of a duplicate, else ""
+PASSING = ("changed", "unreadable")
+"""Reasons that say nothing of the file itself: the next ingest tries again."""
+SHARED_FIELDS = ("tile_px", "codec", "min_side_px", "val_fraction")
+"""Config fields that all snapshots of a dataset share."""
+
+Entry = dict[str, Any]
+Reject = dict[str, str]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Parent:
+    """The snapshot that an ingest goes on from."""
+
+    number: int
+    entries: list[Entry]
+    rejects: list[Reject]
+    info: dict[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """The files to read, cut into units; `listed` counts all files of the source."""
+
+    source: str
+    dataset: str
+    group: str
+    config: IngestConfig
+    parent: Parent | None
+    listed: int
+    units: list[list[ObjectInfo]]
+
+    @property
+    def photos(self) -> int:
+        return sum(map(len, self.units))
+
+    @property
+    def run(self) -> str:
+        """Name of the run: equal plans have equal names."""
+        digest = hashlib.sha256(json.dumps(
+            [FORMAT, snapshot.FORMAT, shards.FORMAT, PIL.__version__, pa.__version__, configs.flat(self.config),
+             self.group, self.source, self.parent.number if self.parent else None]).encode())
+        for number, unit in enumerate(self.units):
+            digest.update(json.dumps([number, *unit]).encode())
+        return digest.hexdigest()[:16]
+
+    def uri(self, *parts: str) -> str:
+        """An address in the run's folder."""
+        return storage.join(self.dataset, "runs", self.run, *parts)
+
+
+# ---------------------------------------------------------------- before
+
+
+def make_plan(source: str, dataset: str, *, config: IngestConfig, group: str) -> Plan:
+    """What to read from `source`. Raises ConfigError, StorageError or DatasetError, all before any work."""
+    source, dataset = storage.absolute(source), storage.absolute(dataset)
+    if f"{dataset}/".startswith(f"{source}/"):
+        raise ConfigError(f"dataset={dataset}: it lies inside the source {source}, whose files would then hold shards; "
+                          "name a place outside")
+    storage.require_root(dataset)
+    storage.require_root(source)
+    parent = read_parent(dataset, config)
+    listed = list(storage.list_objects(source))
+    if not listed:
+        raise StorageError(f"{source}: no file there; expected a folder or prefix with photos; check the address")
+    todo = unseen(listed, parent, config)
+    return Plan(source=source, dataset=dataset, group=group, config=config, parent=parent, listed=len(listed),
+                units=cut(todo, config))
+
+
+def read_parent(dataset: str, config: IngestConfig) -> Parent | None:
+    """The newest snapshot of `dataset`, None where there is none. Raises ConfigError where `config` does not fit it."""
+    number = snapshot.newest_number(dataset)
+    if number is None:
+        return None
+    table = snapshot.read_table(dataset, number)
+    info = json.loads(table.schema.metadata[b"infd"])
+    for name in SHARED_FIELDS:
+        here, there = getattr(config, name), info["config"].get(name)
+        if here != there:
+            raise ConfigError(f"{name}={here}: snapshot {number} of {dataset} has {there}, and all snapshots of a "
+                              f"dataset share it; give {there}, or name another dataset")
+    where = storage.join(dataset, "runs", info["run"], "rejects.parquet") if info.get("run") else ""
+    return Parent(number=number, entries=table.to_pylist(), info=info,
+                  rejects=read_rows(where) if where and storage.exists(where) else [])
+
+
+def unseen(listed: list[ObjectInfo], parent: Parent | None, config: IngestConfig) -> list[ObjectInfo]:
+    """The listed files that the parent does not know in this version."""
+    if parent is None:
+        return listed
+    kept = {row["uri"]: row for row in alive(parent.entries)}
+    same_limits = parent.info["config_sha256"] == configs.identity(config)
+    now = {info.uri: info.etag for info in listed}
+    replaced = {row["image_id"] for uri, row in kept.items() if now.get(uri, row["etag"]) != row["etag"]}
+    known = {(uri, row["etag"]) for uri, row in kept.items()}
+    known |= {(row["uri"], row["etag"]) for row in parent.rejects
+              if (row["reason"] == "duplicate" or same_limits) and row["reason"] not in PASSING
+              and row["image_id"] not in replaced}
+    return [info for info in listed if (info.uri, info.etag) not in known]
+
+
+def cut(files: list[ObjectInfo], config: IngestConfig) -> list[list[ObjectInfo]]:
+    """Consecutive files in units. Law: the cuts depend on the files and the config alone, not on the cluster."""
+    most = min(config.unit_photos, max(LEAST_UNIT_PHOTOS, -(-len(files) // LEAST_UNITS)))
+    units: list[list[ObjectInfo]] = []
+    size = 0
+    for info in files:
+        if not units or len(units[-1]) >= most or size + info.size > config.unit_bytes:
+            units.append([])
+            size = 0
+        units[-1].append(info)
+        size += info.size
+    return units
+
+
+def write_plan(plan: Plan) -> None:
+    """Store plan.parquet; an equal run writes equal bytes."""
+    rows = [{"unit": number, **info._asdict()} for number, unit in enumerate(plan.units) for info in unit]
+    about = {"source": plan.source, "group": plan.group, "config": configs.flat(plan.config),
+             "parent": plan.parent.number if plan.parent else None}
+    storage.put_atomic(plan.uri("plan.parquet"), table_bytes(
+        rows, PLAN.with_metadata({"infd": json.dumps(about, sort_keys=True)})))
+
+
+def done_units(plan: Plan) -> set[int]:
+    """Units that are finished."""
+    names = (info.uri.rpartition("/")[2] for info in storage.list_objects(plan.uri("done")))
+    return {int(name.removesuffix(".parquet")) for name in names}
+
+
+# ---------------------------------------------------------------- after
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """What a finished run makes of the dataset: entries of the new manifest, and all rejects."""
+
+    entries: list[Entry]
+    rejects: list[Reject]
+    kept: int
+    """Photos that are new."""
+    new_rejects: list[Reject]
+
+    def info(self, plan: Plan) -> dict[str, Any]:
+        """The manifest's metadata: no time and no host."""
+        return {"parent": plan.parent.number if plan.parent else None, "source": plan.source, "group": plan.group,
+                "run": plan.run, "config": configs.flat(plan.config), "config_sha256": configs.identity(plan.config),
+                "counts": {**snapshot.counts(self.entries), "rejected": tally(self.rejects)}}
+
+
+def assemble(plan: Plan) -> Outcome:
+    """The parent's entries and the units' in plan order, without what was replaced and without duplicates."""
+    numbers = range(len(plan.units))
+    fresh = [entry for n in numbers for entry in read_rows(plan.uri("done", f"{n:08d}.parquet"))]
+    rejects = [row for n in numbers for row in read_rows(plan.uri("rejects", f"{n:08d}.parquet"))]
+    passing = {row["uri"] for row in rejects if row["reason"] in PASSING}
+    planned = {info.uri for unit in plan.units for info in unit}
+    old = plan.parent.entries if plan.parent else []
+    old = [dropping(entry, [r for r, uri in enumerate(entry["uris"]) if uri in planned - passing]) for entry in old] \
+        if planned else old
+    seen = {row["image_id"] for row in alive(old)}
+    kept = 0
+    for i, entry in enumerate(fresh):
+        twice = []
+        for r, identity in enumerate(entry["image_ids"]):
+            if identity in seen:
+                twice.append(r)
+                rejects.append(reject(entry["uris"][r], entry["etags"][r], "duplicate", image_id=identity))
+            seen.add(identity)
+        kept += entry["rows"] - len(twice)
+        fresh[i] = dropping(entry, twice)
+    carried = [row for row in (plan.parent.rejects if plan.parent else []) if row["uri"] not in planned]
+    entries = [entry for entry in [*old, *fresh] if len(entry["dropped"]) < entry["rows"]]
+    return Outcome(entries=entries, kept=kept, new_rejects=rejects,
+                   rejects=sorted([*carried, *rejects], key=lambda row: row["uri"].encode()))
+
+
+def alive(entries: Iterable[Entry]) -> Iterable[Entry]:
+    """uri, etag and image_id of every photo that counts."""
+    for entry in entries:
+        gone = set(entry["dropped"])
+        for r in range(entry["rows"]):
+            if r not in gone:
+                yield {"uri": entry["uris"][r], "etag": entry["etags"][r], "image_id": entry["image_ids"][r]}
+
+
+def dropping(entry: Entry, rows: list[int]) -> Entry:
+    """The entry with `rows` of its file dropped too."""
+    return {**entry, "dropped": sorted({*entry["dropped"], *rows})} if rows else entry
+
+
+def reject(uri: str, etag: str, reason: str, detail: str = "", image_id: str = "") -> Reject:
+    """A row of REJECTS."""
+    return {"uri": uri, "etag": etag, "reason": reason, "detail": detail, "image_id": image_id}
+
+
+def tally(rejects: list[Reject]) -> dict[str, int]:
+    """How many of each reason, the most frequent first."""
+    reasons = [row["reason"] for row in rejects]
+    return {reason: reasons.count(reason) for reason in sorted({*reasons}, key=lambda r: (-reasons.count(r), r))}
+
+
+def require_photos(plan: Plan, outcome: Outcome) -> None:
+    """Raise DatasetError where not one photo is left."""
+    if not outcome.entries:
+        why = ", ".join(f"{reason} {count}" for reason, count in tally(outcome.rejects).items())
+        raise DatasetError(f"{plan.source}: none of {plan.listed} files became a photo ({why}); see "
+                           f"{plan.uri('rejects.parquet')}")
+
+
+# ---------------------------------------------------------------- small tables
+
+
+def table_bytes(rows: list[dict[str, Any]], schema: pa.Schema) -> bytes:
+    """A parquet file. Law: equal rows give equal bytes."""
+    buffer = io.BytesIO()
+    pq.write_table(pa.Table.from_pylist(rows, schema), buffer, compression="zstd")
+    return buffer.getvalue()
+
+
+def read_rows(uri: str) -> list[dict[str, Any]]:
+    """The rows of a parquet file."""
+    try:
+        return pq.read_table(io.BytesIO(storage.read_bytes(uri))).to_pylist()
+    except pa.ArrowException as error:
+        raise DatasetError(f"{uri}: it is no parquet file; expected what an ingest wrote; delete it and run the ingest "
+                           "again") from error

@@ -1,0 +1,47 @@
+"""Image files through a checkpoint's autoencoder, as PNGs and one sheet."""
+
+import io
+from collections.abc import Iterator, Sequence
+from functools import partial
+
+from PIL import Image
+
+from infd import checkpoint, storage
+from infd.config import IngestConfig
+from infd.data.photo import decode
+from infd.errors import ConfigError
+from infd.generation.load import load_autoencoder
+from infd.generation.reconstruct import center_view, compare, reconstruct, resized, sheet
+
+SHEET_NATIVE_PX = 1024
+
+
+def reconstruct_files(uri: str, images: Sequence[str], *, sizes: Sequence[int], out: str,
+                      device: str = "cpu") -> Iterator[str]:
+    """Render each image at each size; yields the addresses of the pictures as they are written.
+
+    Raises PhotoError or StorageError naming the image that cannot be read, CheckpointError for the checkpoint.
+    """
+    if not images or not sizes or min(sizes) < 1:
+        raise ConfigError(f"images={list(images)}, sizes={list(sizes)}: at least one of each, sizes above 0")
+    autoencoder = load_autoencoder(uri, device=device)
+    lowres_px = int(checkpoint.load(uri).meta["config"]["crop.lowres_px"])
+    limits = IngestConfig()
+    rows = []
+    for address in images:
+        image = decode(storage.read_bytes(address), max_pixels=limits.max_pixels, min_side_px=lowres_px)
+        name = address.rstrip("/").rsplit("/", 1)[-1].rsplit(".", 1)[0]
+        for size, render in zip(sizes, reconstruct(autoencoder, image, sizes, lowres_px=lowres_px), strict=True):
+            yield write_png(render, storage.join(out, f"{name}-{size}.png"))
+        view = center_view(image)
+        rows.append(compare(autoencoder, partial(resized, view), native=min(view.width, SHEET_NATIVE_PX),
+                            lowres_px=lowres_px))
+    yield write_png(sheet(rows), storage.join(out, "sheet.png"))
+
+
+def write_png(image: Image.Image, uri: str) -> str:
+    """Write `image` whole or not at all; returns `uri`."""
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG")
+    storage.put_atomic(uri, buffer.getvalue())
+    return uri

@@ -1,0 +1,146 @@
+"""Training on Ray Train: the driver opens the run, the workers run the loop of infd.training.
+
+The checkpoints are the run's own (infd/checkpoint.py), not Ray's: the same ones with and without Ray, readable
+without it, and whole or absent. Ray Train sets up the process group, replaces dead workers, and is told of
+every checkpoint by a report without files.
+"""
+
+import logging
+import os
+import time
+import uuid
+from collections.abc import Mapping
+from typing import Any
+
+from infd import checkpoint, storage
+from infd.config import AutoencoderTrainingConfig, RunConfig, flat, unflat
+from infd.errors import ConfigError, TrainingError
+from infd.training.run import Observer, Run, check_batch, default_run, open_run, required_weights, run_autoencoder
+from infd.training.world import World, join
+from pipelines import tracking
+from pipelines.cluster import autoscales
+from pipelines.progress import Observers, ProgressObserver
+
+logger = logging.getLogger(__name__)
+
+PASSED_ON = ("AWS_", "MLFLOW_", "INFD_", "NO_PROXY", "RAY_TRAIN_")
+"""Beginnings of the names of variables that workers get from the driver; Ray passes on none by itself."""
+
+
+def train_autoencoder(preset: str, config: AutoencoderTrainingConfig, where: RunConfig) -> str:
+    """Train, or go on training, the run that `where` names; returns the URI of its last checkpoint."""
+    if not where.dataset:
+        raise ConfigError("dataset: missing; give --dataset s3://bucket/datasets/NAME or a folder (or --dry-run)")
+    check_batch(config, where.workers if where.ray else int(os.environ.get("WORLD_SIZE", "1")))
+    required_weights(config)
+    uri = where.run or default_run(where.dataset, preset, config)
+    run = open_run(uri, preset=preset, config=config, dataset=where.dataset)
+    logger.info("run %s: preset %s, snapshot %s", run.uri, run.preset, run.snapshot)
+    if (done := checkpoint.newest(run.uri)) is not None and done.step >= config.loop.steps:
+        logger.info("run %s: finished at step %d already; nothing to do", run.uri, done.step)
+        return done.uri
+    if where.ray:
+        train_on_ray(run, where)
+    else:
+        train_here(run, where)
+    finished = checkpoint.newest(run.uri)
+    if finished is None or finished.step < config.loop.steps:
+        raise TrainingError(f"run {run.uri}: ended at step {finished.step if finished else 0} of {config.loop.steps}; "
+                            "run the same command again to go on")
+    return finished.uri
+
+
+def train_here(run: Run, where: RunConfig) -> None:
+    """Train in this process, or as one of torchrun's."""
+    world = join(where.device)
+    run_id = tracking.begin(run, where.experiment) if world.rank == 0 else None
+    ok = False
+    try:
+        run_autoencoder(run, world=world, observer=observer(run, run_id))
+        ok = True
+    finally:
+        tracking.finish(run_id, ok=ok)
+
+
+def train_on_ray(run: Run, where: RunConfig) -> None:
+    """Train on `where.workers` Ray Train workers, each replaced when it dies."""
+    import ray
+    from ray.train import FailureConfig, ScalingConfig
+    from ray.train import RunConfig as RayRunConfig
+    from ray.train.torch import TorchConfig, TorchTrainer
+    from ray.train.v2.api.exceptions import TrainingFailedError
+
+    from pipelines.cluster import connect
+
+    environment = {name: value for name, value in os.environ.items() if name.startswith(PASSED_ON)}
+    environment |= {"RAY_TRAIN_V2_ENABLED": "1", "RAY_TRAIN_ENABLE_PRINT_PATCH": "0"}
+    with connect(env=environment):
+        resources = ray.cluster_resources()
+        gpu = wants_gpu(where, resources)
+        cpus = check_fits(where, resources, gpu=gpu)
+        run_id = tracking.begin(run, where.experiment)
+        filesystem, path = storage.filesystem(storage.join(run.uri, "ray"))
+        trainer = TorchTrainer(
+            train_worker,
+            train_loop_config={"uri": run.uri, "preset": run.preset, "config": flat(run.config),
+                               "snapshot": run.snapshot, "mlflow_run_id": run_id},
+            scaling_config=ScalingConfig(num_workers=where.workers, use_gpu=gpu,
+                                         resources_per_worker={"CPU": cpus} | ({"GPU": 1} if gpu else {})),
+            torch_config=TorchConfig(backend="nccl" if gpu else "gloo"),
+            run_config=RayRunConfig(
+                name=f"{time.strftime('%Y%m%d-%H%M%S')}-{uuid.uuid4().hex[:6]}",
+                storage_path=path, storage_filesystem=filesystem,
+                failure_config=FailureConfig(max_failures=where.max_failures, controller_failure_limit=2)),
+        )
+        ok = False
+        try:
+            trainer.fit()
+            ok = True
+        except TrainingFailedError as error:
+            raise TrainingError(first_cause(error)) from error
+        finally:
+            tracking.finish(run_id, ok=ok)
+
+
+def train_worker(payload: dict[str, Any]) -> None:
+    """What each Ray Train worker runs."""
+    import ray.train
+    import ray.train.torch
+
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", force=True)
+    world = World.current(ray.train.torch.get_device())
+    if world.rank:
+        logging.getLogger().setLevel(logging.WARNING)
+    run = Run(payload["uri"], payload["preset"], unflat(AutoencoderTrainingConfig, payload["config"]),
+              payload["snapshot"])
+    run_autoencoder(run, world=world, observer=observer(run, payload["mlflow_run_id"]))
+
+
+def observer(run: Run, run_id: str | None) -> Observer:
+    """Progress on stderr, and MLflow where the run is tracked."""
+    progress = ProgressObserver(steps=run.config.loop.steps)
+    return Observers(progress, tracking.MlflowObserver(run_id)) if run_id else progress
+
+
+def wants_gpu(where: RunConfig, resources: Mapping[str, float]) -> bool:
+    """Whether each worker takes a GPU: as asked, or where the cluster has one for each."""
+    return where.device == "gpu" or (where.device == "auto" and resources.get("GPU", 0) >= where.workers)
+
+
+def check_fits(where: RunConfig, resources: Mapping[str, float], *, gpu: bool) -> float:
+    """CPUs a worker; raises ConfigError where the cluster could never place the workers, which would wait for ever."""
+    cpus = 1.0
+    for name, needed in (("CPU", cpus * where.workers), ("GPU", float(where.workers if gpu else 0))):
+        if needed > resources.get(name, 0) and not autoscales():
+            raise ConfigError(f"workers={where.workers}: they need {needed:g} {name}; the cluster has "
+                              f"{resources.get(name, 0):g}; use fewer --workers or a larger cluster")
+    return cpus
+
+
+def first_cause(error: BaseException) -> str:
+    """The message of the project's own error inside Ray's, else the last line of Ray's."""
+    text = str(error)
+    for line in reversed(text.splitlines()):
+        if line.startswith("infd.errors."):
+            return line.split(": ", 1)[1]
+    return text.strip().splitlines()[-1] if text.strip() else type(error).__name__

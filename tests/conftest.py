@@ -1,0 +1,47 @@
+"""One profile for all property tests, and small thread counts, so that two cores are enough."""
+
+import os
+import uuid
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
+os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
+
+import pytest
+import torch
+from hypothesis import HealthCheck, settings
+
+if TYPE_CHECKING:
+    from infra import local
+
+settings.register_profile("infd", deadline=None, max_examples=40, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("infd")
+torch.set_num_threads(1)
+
+# ---------------------------------------------------------------- the local stack, for tests marked slow
+
+
+@pytest.fixture(scope="session")
+def stack() -> "Iterator[local.Stack]":
+    """One local stack for all tests that ask for it; os.environ leads to it from then on."""
+    from stack import running_stack
+
+    with running_stack() as made:
+        yield made
+
+
+@pytest.fixture
+def bucket(stack: "local.Stack") -> Iterator[str]:
+    """An empty prefix of its own in the stack's bucket, `s3://infd/test-…`; its objects are deleted afterwards."""
+    from infra.services import BUCKET, s3_client
+
+    client, prefix = s3_client(stack.env), f"test-{uuid.uuid4().hex[:12]}"
+    yield f"s3://{BUCKET}/{prefix}"
+    for page in client.get_paginator("list_objects_v2").paginate(Bucket=BUCKET, Prefix=f"{prefix}/"):
+        keys = [{"Key": entry["Key"]} for entry in page.get("Contents", [])]
+        if keys:
+            client.delete_objects(Bucket=BUCKET, Delete={"Objects": keys})

@@ -1,0 +1,156 @@
+"""A run without Ray: it begins, is cut anywhere, goes on, and ends with the weights of an undisturbed one."""
+
+import dataclasses
+import io
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from infd import checkpoint
+from infd.config import AutoencoderTrainingConfig, IngestConfig, LossConfig
+from infd.data.snapshot import write_dataset
+from infd.errors import CheckpointError, ConfigError, TrainingError, WeightsError
+from infd.generation.load import load_autoencoder
+from infd.presets import tiny
+from infd.training.loop import Metrics
+from infd.training.run import check_batch, default_run, open_run, required_weights, run_autoencoder
+from infd.training.world import World
+
+STEPS = 12
+
+
+def photo(seed: int, width: int, height: int) -> bytes:
+    generator = np.random.default_rng(seed)
+    coarse = Image.fromarray(generator.integers(0, 256, (6, 6, 3), dtype=np.uint8))
+    buffer = io.BytesIO()
+    coarse.resize((width, height), Image.Resampling.BICUBIC).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory) -> str:
+    root = str(tmp_path_factory.mktemp("dataset"))
+    sources = [(f"photo-{seed}.png", photo(seed, 300 + 7 * seed, 280)) for seed in range(10)]
+    made = write_dataset(sources, root, IngestConfig(val_fraction=0.3))
+    assert 0 < int(made.manifest.split.sum()) < len(made)
+    return root
+
+
+def config(**changes: object) -> AutoencoderTrainingConfig:
+    base = tiny()
+    loop = dataclasses.replace(base.loop, steps=STEPS, log_every=2, checkpoint_every=3, validate_every=6, keep_every=6,
+                               validate_samples=4, preview_every=12, preview_photos=1, preview_px=256)
+    crop = dataclasses.replace(base.crop, r_max=256)
+    loss = LossConfig(lpips=0, quantizer=1e-6, gan=0.1, gan_from_step=4)
+    return dataclasses.replace(base, loop=loop, crop=crop, loss=loss, **changes)  # pyright: ignore
+
+
+class Recorder:
+    """Keeps what it is told; raises Cut at a step."""
+
+    def __init__(self, cut_at: int | None = None) -> None:
+        self.cut_at = cut_at
+        self.rows: dict[int, Metrics] = {}
+        self.pictures: list[Image.Image] = []
+
+    def log(self, step: int, metrics: Metrics) -> None:
+        self.rows[step] = self.rows.get(step, {}) | metrics
+        if self.cut_at is not None and step >= self.cut_at:
+            raise Cut
+
+    def picture(self, step: int, name: str, image: Image.Image) -> None:
+        self.pictures.append(image)
+
+    def checkpointed(self, step: int, uri: str, metrics: Metrics) -> None:
+        pass
+
+
+class Cut(Exception):
+    pass
+
+
+def begin(uri: str, dataset: str, **changes: object):
+    return open_run(uri, preset="tiny", config=config(**changes), dataset=dataset)
+
+
+@pytest.mark.parametrize("cut", [2, 4, 8, 10])
+def test_law_a_run_cut_and_resumed_ends_with_the_same_weights(dataset, tmp_path, cut):
+    whole, parted = (begin(str(tmp_path / name), dataset) for name in ("whole", "parted"))
+    run_autoencoder(whole, world=World(), observer=Recorder())
+    with pytest.raises(Cut):
+        run_autoencoder(parted, world=World(), observer=Recorder(cut_at=cut))
+    run_autoencoder(begin(parted.uri, dataset), world=World(), observer=Recorder())
+    ends = [checkpoint.load(f"{run.uri}/checkpoints/last") for run in (whole, parted)]
+    assert [end.step for end in ends] == [STEPS, STEPS]
+    assert ends[0].files[checkpoint.MODEL] == ends[1].files[checkpoint.MODEL]
+    assert ends[0].files[checkpoint.TRAIN_STATE] == ends[1].files[checkpoint.TRAIN_STATE]
+
+
+def test_a_run_leaves_checkpoints_previews_and_metrics(dataset, tmp_path):
+    observer, run = Recorder(), begin(str(tmp_path / "run"), dataset)
+    run_autoencoder(run, world=World(), observer=observer)
+    assert set(checkpoint.steps(run.uri)) >= {6, 12} and 3 not in checkpoint.steps(run.uri)
+    assert {"train/loss", "train/l1", "train/psnr", "train/gan_weight", "train/logits_real", "speed/images_per_s",
+            "speed/data_wait_fraction", "val/loss"} <= set(observer.rows[12])
+    assert len(observer.pictures) == 1 and Path(run.uri, "previews", "step-00000012.png").exists()
+    best = checkpoint.load(f"{run.uri}/checkpoints/best")
+    assert best.meta["metrics"]["val/loss"] == min(observer.rows[step]["val/loss"] for step in (6, 12))
+    model = load_autoencoder(f"{run.uri}/checkpoints/best")
+    assert not model.training
+    image = model.field(model.encode(torch.zeros(1, 3, 64, 64))).render(96, 80)
+    assert image.shape == (1, 3, 96, 80) and bool(image.isfinite().all())
+
+
+def test_a_run_keeps_its_snapshot_when_the_dataset_grows(dataset, tmp_path):
+    run = begin(str(tmp_path / "run"), dataset)
+    assert run.snapshot == f"{dataset}@1"
+    assert begin(run.uri, f"{dataset}@1").snapshot == run.snapshot
+
+
+def test_error_another_config_may_not_go_on(dataset, tmp_path):
+    run = begin(str(tmp_path / "run"), dataset)
+    other = dataclasses.replace(config(), optimizer=dataclasses.replace(config().optimizer, lr=0.5))
+    with pytest.raises(CheckpointError, match="optimizer.lr was 0.002 and is 0.5"):
+        open_run(run.uri, preset="tiny", config=other, dataset=dataset)
+    longer = dataclasses.replace(config(), loop=dataclasses.replace(config().loop, steps=99))
+    assert open_run(run.uri, preset="tiny", config=longer, dataset=dataset).config.loop.steps == 99
+    with pytest.raises(CheckpointError, match="not elsewhere"):
+        open_run(run.uri, preset="tiny", config=config(), dataset="elsewhere")
+
+
+def test_error_a_loss_that_is_not_finite_stops_and_keeps_the_batch(dataset, tmp_path):
+    run = begin(str(tmp_path / "run"), dataset, optimizer=dataclasses.replace(tiny().optimizer, lr=1e30, warmup_steps=0))
+    with pytest.raises(TrainingError, match=r"step \d+: the loss is not finite; its batch was saved as .*photo-\d"):
+        run_autoencoder(run, world=World(), observer=Recorder())
+    (saved,) = Path(run.uri, "failures").iterdir()
+    content = np.load(saved)
+    assert content["patch"].shape == (4, 3, 48, 48) and len(content["uris"]) == 4
+    found = checkpoint.newest(run.uri)
+    assert found is None or all(bool(value.isfinite().all()) for value in found.model().values())
+
+
+def test_error_batch_and_weights_are_checked_first(tmp_path, monkeypatch):
+    with pytest.raises(ConfigError, match="loop.batch=4: must be divisible by the number of workers, 3"):
+        check_batch(config(), 3)
+    monkeypatch.setenv("INFD_WEIGHTS", str(tmp_path))
+    with pytest.raises(WeightsError, match=r"jobs/weights.py get lpips-alex"):
+        required_weights(tiny())
+
+
+def test_default_run_tells_configs_apart_and_not_their_rhythm(dataset):
+    one = default_run(f"{dataset}@3", "tiny", config())
+    assert one.startswith(f"{dataset}/training/tiny-")
+    longer = dataclasses.replace(config(), loop=dataclasses.replace(config().loop, steps=99))
+    assert default_run(dataset, "tiny", longer) == one
+    seeded = dataclasses.replace(config(), loop=dataclasses.replace(config().loop, seed=1))
+    assert default_run(dataset, "tiny", seeded) != one
+
+
+def test_run_json_is_plain(dataset, tmp_path):
+    run = begin(str(tmp_path / "run"), dataset)
+    content = json.loads(Path(run.uri, "run.json").read_text())
+    assert content["snapshot"] == run.snapshot and content["config"]["loop.batch"] == 4
