@@ -121,9 +121,13 @@ def steps(run: str) -> list[int]:
 
 
 def prune(run: str, *, keep_every: int) -> None:
-    """Remove all checkpoints but last, best and multiples of `keep_every`; complete.json goes first."""
-    keep = {pointed(run, pointer) for pointer in POINTERS}
-    for step in steps(run):
+    """Remove all checkpoints but the newest two, best, and multiples of `keep_every`; complete.json goes first.
+
+    The one before the last stays for whoever is just reading it.
+    """
+    found = steps(run)
+    keep = {*(pointed(run, pointer) for pointer in POINTERS), *found[-2:]}
+    for step in found:
         if step not in keep and step % keep_every:
             storage.delete(storage.join(step_uri(run, step), COMPLETE))
             storage.delete_prefix(step_uri(run, step))

@@ -244,7 +244,7 @@ def require_bucket(uri: str) -> None:
 
 
 def listing(uri: str) -> Iterator[tuple[str, str, int]]:
-    """(uri, etag, bytes) of every object under the prefix, in the order of their keys (UTF-8), page by page."""
+    """(uri, etag, bytes) of every object under the prefix, in the store's order, page by page."""
     at = address(uri)
     prefix = at.key if not at.key or at.key.endswith("/") else f"{at.key}/"
     after: dict[str, str] = {}

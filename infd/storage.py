@@ -137,10 +137,11 @@ def require_root(uri: str) -> None:
 
 
 def list_objects(uri: str) -> Iterator[ObjectInfo]:
-    """Every object under `uri`, recursively, streamed in the order of the keys' bytes. Writes under way are left out.
+    """Every object under `uri`, recursively, streamed. Writes under way are left out.
 
-    A prefix with nothing in it lists nothing, on S3 and on local disks alike. The etag of a local file is made from
-    its time and size, so that a listing reads no file.
+    The order is that of the keys' bytes, on folders and on Amazon's S3; some stores go folder by folder (SeaweedFS: a/b
+    before a-b), so sort where the order counts. A prefix with nothing in it lists nothing. The etag of a local file is
+    made from its time and size, so that a listing reads no file.
     """
     if is_remote(uri):
         for found, etag, size in s3.listing(uri):

@@ -39,7 +39,8 @@ from infra.state import (
 
 logger = logging.getLogger(__name__)
 
-START_LIMIT_S = 90.0
+START_LIMIT_S = 180.0
+"""5 to 15 s are usual on two free cores; a server that has ended is noticed at once."""
 FOREIGN_LIMIT_S = 10.0
 KEPT = ("s3", "mlflow", "logs", "s3.json", "credentials.json", "ray_token", "state.json", ".gitignore")
 """All that a stack leaves in its folder, its lock file apart; `--purge` removes these and nothing else."""

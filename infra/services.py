@@ -183,7 +183,8 @@ def ray_command(layout: Layout) -> list[str]:
              "runtime-env-agent-port": 25, "metrics-export-port": 26, "ray-client-server-port": 27,
              "node-manager-port": 28, "object-manager-port": 29, "min-worker-port": 40, "max-worker-port": 159}
     return [sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block", "--node-ip-address=127.0.0.1",
-            "--dashboard-host=127.0.0.1", "--disable-usage-stats", f"--temp-dir={layout.ray_temp}",
+            "--dashboard-host=127.0.0.1", "--disable-usage-stats",
+            f"--temp-dir={layout.ray_temp / 'r'}",                   # Ray opens this one to all users
             f"--num-cpus={max(2, os.cpu_count() or 2)}",             # two workers must fit on any machine
             f"--object-store-memory={OBJECT_STORE_BYTES}",
             *(f"--{name}={p + offset}" for name, offset in ports.items())]
@@ -231,8 +232,9 @@ def server_env(layout: Layout, stack_env: Mapping[str, str], name: str) -> dict[
 
     Submitted jobs and Ray's workers inherit that of the Ray head; so it holds all that they need.
     """
-    env = {key: value for key, value in os.environ.items()
-           if key not in ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS", "RAY_AUTH_TOKEN", "RAY_JOB_CONFIG_JSON_ENV_VAR")}
+    unwanted = {"RAY_ADDRESS", "RAY_API_SERVER_ADDRESS", "RAY_AUTH_TOKEN", "RAY_JOB_CONFIG_JSON_ENV_VAR",
+                "PYTHONDONTWRITEBYTECODE"}                           # with it each start compiles MLflow for 9 s, twice
+    env = {key: value for key, value in os.environ.items() if key not in unwanted}
     if stack_env.get("AWS_ENDPOINT_URL") == layout.s3_url:
         for other in ("AWS_PROFILE", "AWS_SESSION_TOKEN", "AWS_REGION"):
             env.pop(other, None)

@@ -17,7 +17,7 @@ from infd.errors import StackError
 from infra.processes import Started
 from infra.services import QUIET, RAY_SETTINGS, REGION, SERVICES, Layout, write_private
 
-LOCK_LIMIT_S = 180.0
+LOCK_LIMIT_S = 240.0
 S3_VARIABLES = ("AWS_ENDPOINT_URL", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_PROFILE",
                 "AWS_DEFAULT_REGION", "AWS_REGION")
 RAY_VARIABLES = ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS", "RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
@@ -122,7 +122,7 @@ def stack_root(root: str | Path | None = None) -> Path:
 def short_temp() -> Path:
     """A new folder whose path leaves room for the names of Ray's sockets, about 80 of 103 bytes."""
     parent = tempfile.gettempdir()
-    return Path(tempfile.mkdtemp(prefix="infd-", dir=parent if len(os.fsencode(parent)) <= 24 else "/tmp"))
+    return Path(tempfile.mkdtemp(prefix="infd-", dir=parent if len(os.fsencode(parent)) <= 22 else "/tmp"))
 
 
 def clear_ray_temp(layout: Layout) -> None:
@@ -130,7 +130,7 @@ def clear_ray_temp(layout: Layout) -> None:
     if not layout.ray_temp.name.startswith("infd-") or not layout.ray_temp.is_dir():
         return
     kept = layout.root / "logs" / "ray-session"
-    for session in layout.ray_temp.glob("session_2*"):
+    for session in layout.ray_temp.glob("r/session_2*"):
         if (session / "logs").is_dir():
             shutil.rmtree(kept, ignore_errors=True)
             shutil.copytree(session / "logs", kept, ignore_dangling_symlinks=True, dirs_exist_ok=True)

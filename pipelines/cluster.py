@@ -34,12 +34,13 @@ def connect(env: dict[str, str] | None = None, num_cpus: int | None = None) -> I
     local = {} if address else {**wanted, **_token()}
     with _variables({**(LOOPBACK if on_loopback else {}), **QUIET, **local}):
         import ray
+        from ray._private import ray_constants
 
         if ray.is_initialized():
             yield
             return
         if on_loopback:
-            ray._private.ray_constants.ENABLE_RAY_CLUSTER = False  # read from the variable, but when ray is imported
+            ray_constants.ENABLE_RAY_CLUSTER = False  # read from the variable, but when ray is imported
         try:
             if address:
                 ray.init(address=address, runtime_env={"env_vars": _not_in_job(wanted)}, logging_level=logging.WARNING)

@@ -9,7 +9,6 @@ snapshot is the same, byte for byte. A task holds one decoded photo and one reco
 import functools
 import json
 import logging
-import os
 import platform
 import time
 from collections.abc import Iterator
@@ -17,7 +16,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from infd import config as configs
-from infd import storage
+from infd import errors, storage
 from infd.config import IngestConfig
 from infd.data import shards, snapshot
 from infd.errors import InfdError, PhotoError, PreconditionFailed
@@ -49,6 +48,8 @@ def ingest(source: str, dataset: str, *, config: IngestConfig, group: str = "") 
     """
     began = time.monotonic()
     plan = ingest_plan.make_plan(source, dataset, config=config, group=group)
+    if plan.parent:
+        snapshot.advance_latest(plan.dataset, plan.parent.number)  # whoever committed it may have died before
     if not plan.units:
         return nothing_new(plan)
     ingest_plan.write_plan(plan)
@@ -136,6 +137,15 @@ def read_source(info: ObjectInfo, config: IngestConfig) -> bytes:
         raise PhotoError("unreadable") from error
 
 
+def guarded_unit(task: dict[str, Any], **settings: Any) -> dict[str, Any]:
+    """`run_unit`, with an InfdError as a row: Ray keeps only the text of an error's cause, not the error."""
+    try:
+        return {**run_unit(task, **settings), "kind": "", "error": ""}
+    except InfdError as error:
+        return {"unit": int(task["unit"]), "files": 0, "rejected": 0, "bytes": 0, "kind": type(error).__name__,
+                "error": str(error)}
+
+
 # ---------------------------------------------------------------- Ray Data
 
 
@@ -144,24 +154,22 @@ def run_on_ray(plan: Plan, tasks: list[dict[str, Any]]) -> None:
     with cluster.connect():
         import ray
         from ray.data import TaskPoolStrategy
-        from ray.exceptions import RayError
 
         quiet()
         total = cluster.cpus_now()
         small = not cluster.autoscales() and total < SMALL_CLUSTER_CPUS
         cpus = 0.5 if small else 1.0
         cluster.require_cpus(cpus)
-        unit = functools.partial(run_unit, run_uri=plan.uri(), dataset=plan.dataset,
+        unit = functools.partial(guarded_unit, run_uri=plan.uri(), dataset=plan.dataset,
                                  config=configs.flat(plan.config), group=plan.group)
         rows = ray.data.from_items(tasks, override_num_blocks=len(tasks)).map(
             unit, num_cpus=cpus, compute=TaskPoolStrategy(size=max(1, int(total)) if small else None))
         already = plan.photos - sum(len(task["uris"]) for task in tasks)
-        try:
-            with Progress(total=plan.photos, done=already, resources=ray.available_resources) as progress:
-                for row in rows.iter_rows():
-                    progress.add(files=row["files"], rejected=row["rejected"], size=row["bytes"])
-        except RayError as error:
-            raise user_error(error) from error
+        with Progress(total=plan.photos, done=already, resources=ray.available_resources) as progress:
+            for row in rows.iter_rows():
+                if row["kind"]:
+                    raise getattr(errors, row["kind"], errors.StorageError)(row["error"])
+                progress.add(files=row["files"], rejected=row["rejected"], size=row["bytes"])
 
 
 def quiet() -> None:
@@ -172,15 +180,4 @@ def quiet() -> None:
     context.enable_progress_bars = False
     context.print_on_execution_start = False
     logging.getLogger("ray.data").setLevel(logging.WARNING)
-    os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
-
-
-def user_error(error: BaseException) -> BaseException:
-    """The InfdError inside what Ray raised; the error itself where there is none: then it is a bug."""
-    inner: BaseException | None = error
-    while inner is not None:
-        within = getattr(inner, "cause", None)  # Ray's wrapper is an instance of the wrapped class too: look inside
-        if within is None and isinstance(inner, InfdError):
-            return inner
-        inner = within or inner.__cause__
-    return error
+    logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)  # it warns that the bars are off

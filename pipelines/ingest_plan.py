@@ -101,7 +101,7 @@ def make_plan(source: str, dataset: str, *, config: IngestConfig, group: str) ->
     storage.require_root(dataset)
     storage.require_root(source)
     parent = read_parent(dataset, config)
-    listed = list(storage.list_objects(source))
+    listed = sorted(storage.list_objects(source), key=lambda info: info.uri.encode())
     if not listed:
         raise StorageError(f"{source}: no file there; expected a folder or prefix with photos; check the address")
     todo = unseen(listed, parent, config)

@@ -12,7 +12,7 @@ from infd.training.run import Observer
 
 logger = logging.getLogger(__name__)
 
-SHOWN = ("train/loss", "train/psnr", "val/psnr")
+SHOWN = ("train/loss", "train/psnr")
 
 
 class ProgressObserver:

@@ -65,10 +65,9 @@ def train_here(run: Run, where: RunConfig) -> None:
 def train_on_ray(run: Run, where: RunConfig) -> None:
     """Train on `where.workers` Ray Train workers, each replaced when it dies."""
     import ray
-    from ray.train import FailureConfig, ScalingConfig
+    from ray.train import FailureConfig, ScalingConfig, TrainingFailedError
     from ray.train import RunConfig as RayRunConfig
     from ray.train.torch import TorchConfig, TorchTrainer
-    from ray.train.v2.api.exceptions import TrainingFailedError
 
     from pipelines.cluster import connect
 
@@ -108,6 +107,7 @@ def train_worker(payload: dict[str, Any]) -> None:
     import ray.train.torch
 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", force=True)
+    logging.getLogger("botocore").setLevel(logging.WARNING)
     world = World.current(ray.train.torch.get_device())
     if world.rank:
         logging.getLogger().setLevel(logging.WARNING)

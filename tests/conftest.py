@@ -1,13 +1,16 @@
 """One profile for all property tests, and small thread counts, so that two cores are enough."""
 
 import os
+import secrets
 import uuid
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+# One token for the whole session, the stack's too: a process keeps to the mode and token with which it first used Ray.
+os.environ["RAY_AUTH_MODE"] = "token"
+os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
 os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
 os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
 

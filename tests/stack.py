@@ -4,10 +4,12 @@ import contextlib
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 from infra import local
+from infra.services import write_private
 from infra.state import RAY_VARIABLES, S3_VARIABLES
 
 NAMING = {*S3_VARIABLES, *RAY_VARIABLES, "MLFLOW_TRACKING_URI", "INFD_LOCAL"}
@@ -30,8 +32,13 @@ def environ(values: Mapping[str, str], *, without: set[str] | None = None) -> It
 
 @contextlib.contextmanager
 def running_stack() -> Iterator[local.Stack]:
-    """A fresh stack, with `os.environ` leading to it; stopped and removed at the end, also after a failed start."""
+    """A fresh stack, with `os.environ` leading to it; stopped and removed at the end, also after a failed start.
+
+    It takes the test session's token: a process that once used Ray keeps to the mode and the token that it began with.
+    """
     root = Path(tempfile.mkdtemp(prefix="infd-stack-"))
+    if os.environ.get("RAY_AUTH_TOKEN"):
+        write_private(root / "ray_token", os.environ["RAY_AUTH_TOKEN"])
     with environ({"INFD_LOCAL": str(root)}, without=NAMING):
         try:
             stack = local.up()
@@ -40,3 +47,11 @@ def running_stack() -> Iterator[local.Stack]:
         finally:
             local.down(root, purge=True)
             shutil.rmtree(root, ignore_errors=True)
+
+
+def until(condition: Callable[[], object], limit_s: float = 120.0) -> None:
+    """Return as soon as `condition()` holds; an AssertionError when it never does."""
+    end = time.monotonic() + limit_s
+    while not condition():
+        assert time.monotonic() < end, "never came true"
+        time.sleep(0.02)

@@ -50,7 +50,7 @@ def test_law_a_save_killed_at_any_write_leaves_nothing_to_load(tmp_path, monkeyp
 def test_pointers_and_pruning_keep_last_best_and_every_kth(tmp_path):
     run = str(tmp_path)
     assert checkpoint.newest(run) is None
-    for step in (10, 20, 30, 40, 50):
+    for step in (10, 20, 25, 30, 40, 50):
         save(run, step)
     checkpoint.point(run, "last", 50)
     checkpoint.point(run, "best", 10)

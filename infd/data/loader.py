@@ -77,9 +77,6 @@ class Loader:
             self._cache = ShardCache(
                 config.cache_dir, max_bytes=config.cache_bytes, uri_of=dataset.shard_uri, on_evict=dataset.forget)
             dataset.fetch = self._cache.fetch
-            self._ahead = FetchAhead(
-                order, self._cache, dataset.manifest.shards, slots=slots, start_step=start_step,
-                budget_bytes=config.cache_bytes // 2)
         self._pool = ThreadPoolExecutor(config.threads, thread_name_prefix="infd-loader")
         self._pending: deque[tuple[Batch, list[Future[None]]]] = deque()
         self._next_step = start_step
@@ -99,6 +96,10 @@ class Loader:
             raise ValueError("loader: it is closed; make a new one with start_step")
         called_s = time.perf_counter()
         try:
+            if self._cache is not None and self._ahead is None:  # not before: a loader may serve `read` alone
+                self._ahead = FetchAhead(
+                    self.order, self._cache, self.dataset.manifest.shards, slots=self.slots,
+                    start_step=self._next_step, budget_bytes=self._config.cache_bytes // 2)
             while len(self._pending) < self._config.prefetch_batches:
                 self._pending.append(self._begin(self.order.batch(self._next_step, self.slots)))
                 self._next_step += 1

@@ -194,12 +194,13 @@ def commit(root: str, number: int, data: bytes) -> str:
         if storage.read_bytes(where) != data:
             raise PreconditionFailed(f"{where}: another ingest committed snapshot {number} first; run this one again, "
                                      "it goes on from there") from error
-    _advance(storage.join(root, "latest"), number)
+    advance_latest(root, number)
     return f"{root}@{number}"
 
 
-def _advance(hint: str, number: int) -> None:
+def advance_latest(root: str, number: int) -> None:
     """Raise `latest` to `number`; whoever raised it further meanwhile is right."""
+    hint = storage.join(root, "latest")
     while True:
         data, etag = storage.read_with_etag(hint) if storage.exists(hint) else (b"0", None)
         if _parsed_latest(hint, data) >= number:

@@ -90,7 +90,8 @@ def compare(autoencoder: Autoencoder, whole: Callable[[int], Image.Image], *, na
     start = (virtual - PANEL) // 2
     box = (start, start, start + PANEL, start + PANEL)
     zoom = to_image(field.render(virtual, virtual, box=box, statistics=statistics))
-    middle = whole(native).crop(tuple(round(edge * native / virtual) for edge in box))
+    top, left, bottom, right = (round(edge * native / virtual) for edge in box)
+    middle = whole(native).crop((left, top, right, bottom))
     return [*panels, Panel(middle, f"photograph x{ZOOM}"), Panel(zoom, f"render x{ZOOM}")]
 
 

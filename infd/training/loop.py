@@ -63,9 +63,9 @@ def train(stage: Stage, batches: Batches, config: LoopConfig, hooks: Hooks, *, w
         due = {every: step % getattr(config, every) == 0 or last
                for every in ("log_every", "validate_every", "preview_every", "checkpoint_every")}
         if any(due.values()):
-            latest |= window.fetch(hooks)
-        if due["log_every"]:
-            hooks.log(step, dict(latest))
+            fetched = window.fetch(hooks)
+            latest |= fetched
+            hooks.log(step, fetched)
         if due["validate_every"]:
             validation = stage.validate()
             latest |= validation

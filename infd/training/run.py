@@ -159,7 +159,7 @@ class RunHooks:
         self.best = self._best_loss()
 
     def log(self, step: int, metrics: Metrics) -> None:
-        self.metrics = metrics
+        self.metrics = self.metrics | metrics
         if self.world.rank == 0:
             self.observer.log(step, metrics)
 

@@ -89,13 +89,23 @@ def test_law_shards_come_in_the_order_of_need(monkeypatch: pytest.MonkeyPatch) -
     assert len(cache.asked) == len(set(cache.asked))
 
 
-def test_law_a_walk_stays_within_an_epoch() -> None:
-    cache = Fetches()
-    with walking(cache, budget=10**9, start=150) as walk:
-        cache.wait_for(needed(range(150, 350)))
-        with walk._changed:
-            assert walk._changed.wait_for(lambda: len(walk._walked) == 200, timeout=30)
-            assert not walk._may_walk()
+def test_law_a_walk_stays_within_an_epoch(monkeypatch: pytest.MonkeyPatch) -> None:
+    walked: list[int] = []
+    changed, real = threading.Condition(), Order.shards
+
+    def shards(self: Order, step: int, slots: range) -> list[int]:
+        with changed:
+            walked.append(step)
+            changed.notify_all()
+        return real(self, step, slots)
+
+    monkeypatch.setattr(Order, "shards", shards)
+    with walking(Fetches(), budget=10**9, start=150) as walk:
+        for step in (150, 151, 160):
+            walk.reached(step)
+            with changed:
+                assert changed.wait_for(lambda step=step: walked[-1:] == [step + 199], timeout=30)
+    assert walked == list(range(150, 360))
 
 
 def test_law_training_that_overtakes_is_followed() -> None:

@@ -17,7 +17,7 @@ from infd import storage
 from infd.config import CropConfig, IngestConfig, LoaderConfig
 from infd.data import loader
 from infd.data.loader import Batch, Loader
-from infd.data.order import Order, slots_of, validation_samples
+from infd.data.order import Order, Sample, slots_of, validation_samples
 from infd.data.snapshot import Dataset, open_dataset, write_dataset
 from infd.errors import ConfigError, DatasetError
 
@@ -119,6 +119,17 @@ def test_law_threads_and_prefetch_change_nothing(dataset: Dataset, place: str) -
             assert_same(a, b)
 
 
+@pytest.mark.slow
+def test_law_a_bucket_gives_the_same_batches(dataset: Dataset, bucket: str) -> None:
+    there = storage.join(bucket, "noise")
+    for info in storage.list_objects(dataset.uri):
+        storage.put_file(there + info.uri.removeprefix(dataset.uri), info.uri)
+    whole = max(shard.bytes for shard in dataset.manifest.shards)
+    for cache_bytes in (1 << 30, 2 * whole):  # all shards at hand; a cache that must evict
+        for a, b in zip(take(dataset, 12), take(open_dataset(there), 12, cache_bytes=cache_bytes), strict=True):
+            assert_same(a, b)
+
+
 @pytest.mark.parametrize("world", [2, 4])
 def test_law_parts_of_the_workers_are_the_global_batch(dataset: Dataset, world: int) -> None:
     parts = [take(dataset, 6, slots=slots_of(rank=rank, world=world, batch=4)) for rank in range(world)]
@@ -150,6 +161,17 @@ def test_law_read_takes_validation_samples(dataset: Dataset) -> None:
         batch = batches.read(samples)
     assert batch.patch.shape == (7, 3, 24, 24)
     assert all(dataset.manifest.split[row] == 1 for row in batch.rows)
+
+
+def test_law_read_alone_fetches_only_what_it_reads(dataset: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loader, "storage", SimpleNamespace(is_remote=lambda uri: True))
+    samples = validation_samples(dataset.manifest, CROP, 2, 0)
+    with Loader(dataset, order_of(dataset), LoaderConfig(), slots=range(1)) as batches:
+        batches.read(samples)
+        fetched = batches.stats()["fetched_bytes"]
+    read = {dataset.shard_of(sample.row)[0] for sample in samples}
+    assert fetched == sum(dataset.manifest.shards[shard].bytes for shard in read)
+    assert len(read) < len(dataset.manifest.shards)
 
 
 def test_law_no_more_is_made_than_the_bound_of_prefetch(dataset: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -211,6 +233,26 @@ def test_law_close_leaves_nothing(dataset: Dataset, place: str) -> None:
     with pytest.raises(ValueError, match="it is closed"):
         batches.read([])
     assert dataset.lowres(0, size=32).shape == (32, 32, 3)  # the caller's dataset still reads
+
+
+def test_law_close_does_not_read_what_has_not_begun(dataset: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    begun: list[int] = []
+    go_on, cancelled = threading.Event(), threading.Event()
+
+    def fill(self: Loader, batch: Batch, at: int, sample: Sample) -> None:
+        begun.append(sample.g)
+        assert sample.g < 4 or go_on.wait(30)  # step 0 is quick, the rest waits
+
+    monkeypatch.setattr(Loader, "_fill", fill)
+    batches = Loader(dataset, order_of(dataset), LoaderConfig(threads=1), slots=range(4))
+    next(batches)
+    batches._pending[-1][1][-1].add_done_callback(lambda _: cancelled.set())
+    closing = threading.Thread(target=batches.close)
+    closing.start()
+    assert cancelled.wait(30)
+    go_on.set()
+    closing.join()
+    assert begun in ([0, 1, 2, 3], [0, 1, 2, 3, 4])
 
 
 def test_law_interrupt_closes(dataset: Dataset, place: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -122,6 +122,13 @@ def test_law_seed_and_epoch_change_the_walk() -> None:
     assert epoch_of_rows(one, 0) == epoch_of_rows(Order(manifest, CROP, batch=4, seed=0), 0)
 
 
+def test_law_few_walks_are_held() -> None:
+    order = Order(manifest_of([30]), CROP, batch=2, seed=0)
+    for epoch in range(10):
+        epoch_of_rows(order, epoch)
+    assert sorted(order._epochs) == [7, 8, 9]
+
+
 @pytest.mark.parametrize("world", WORLDS)
 def test_law_a_rank_reads_its_part_of_the_shards(world: int) -> None:
     num_shards, batch = 120, 24

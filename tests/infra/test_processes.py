@@ -4,12 +4,11 @@ import os
 import signal
 import socket
 import sys
-import time
-from collections.abc import Callable
 from dataclasses import replace
 
 import psutil
 import pytest
+from stack import until
 
 from infd.errors import StackError
 from infra import processes
@@ -36,13 +35,6 @@ def start(tmp_path):
     yield run
     for started in made:
         processes.stop(started, grace_s=0)
-
-
-def until(condition: Callable[[], object], limit_s: float = 20.0) -> None:
-    end = time.monotonic() + limit_s
-    while not condition():
-        assert time.monotonic() < end, "never came true"
-        time.sleep(0.02)
 
 
 def test_law_stop_ends_children_in_other_sessions_too(start):

@@ -1,0 +1,97 @@
+"""`ray job submit … jobs/train_ae.py` on the real stack: two workers, one of them killed, and a resumed job."""
+
+import io
+import os
+import signal
+import time
+
+import numpy as np
+import psutil
+import pytest
+from PIL import Image
+
+from infd import checkpoint, storage
+from infd.config import IngestConfig
+from infd.data.snapshot import write_dataset
+from infra import submit
+from infra.processes import MARKER
+
+LIMIT_S = 240
+WORKER = "ray::RayTrainWorker"
+
+
+def photo(seed: int) -> bytes:
+    generator = np.random.default_rng(seed)
+    coarse = Image.fromarray(generator.integers(0, 256, (6, 6, 3), dtype=np.uint8))
+    buffer = io.BytesIO()
+    coarse.resize((320, 280), Image.Resampling.BICUBIC).save(buffer, "JPEG", quality=95)
+    return buffer.getvalue()
+
+
+def command(dataset: str, run: str, *, steps: int) -> list[str]:
+    return ["python", "jobs/train_ae.py", "tiny", "--dataset", dataset, "--run", run, "--workers", "2",
+            "--loss.lpips", "0", "--loss.gan", "0.1", "--loss.gan-from-step", "10", "--crop.r-max", "256",
+            "--loop.steps", str(steps), "--loop.log-every", "5", "--loop.checkpoint-every", "10",
+            "--loop.keep-every", "1000", "--loop.validate-every", "20", "--loop.validate-samples", "4",
+            "--loop.preview-every", "1000", "--loop.preview-photos", "1", "--loop.preview-px", "256"]
+
+
+def workers(stack) -> list[psutil.Process]:
+    """Train workers of this stack, by the marker that its head gave to all its descendants."""
+    marker = [part.pid for name, part in stack.services.items() if name == "ray"][0]
+    mark = psutil.Process(marker).environ()[MARKER]
+    found = []
+    for process in psutil.process_iter(["cmdline"]):
+        try:
+            if WORKER in " ".join(process.info["cmdline"] or []) and process.environ().get(MARKER) == mark:
+                found.append(process)
+        except psutil.Error:
+            continue
+    return found
+
+
+def until(what: str, done, every_s: float = 0.5):
+    """The first true answer of `done()`. Fails after LIMIT_S, naming what it waited for."""
+    end = time.monotonic() + LIMIT_S
+    while not (answer := done()):
+        assert time.monotonic() < end, f"waited {LIMIT_S} s for {what}"
+        time.sleep(every_s)
+    return answer
+
+
+@pytest.mark.slow
+def test_job_a_killed_worker_is_replaced_and_a_finished_run_goes_on(stack, bucket, capfd):
+    dataset, run = f"{bucket}/dataset", f"{bucket}/run"
+    write_dataset([(f"photo-{seed}.jpg", photo(seed)) for seed in range(8)], dataset, IngestConfig(val_fraction=0.3))
+
+    job, _ = submit.submit(command(dataset, run, steps=60), follow=False)
+    client = submit.connect(stack)
+    until("the first checkpoint", lambda: storage.exists(f"{run}/checkpoints/last.json"))
+    os.kill(until("a worker", lambda: workers(stack))[0].pid, signal.SIGKILL)
+    assert submit.wait(client, job) == 0, client.get_job_logs(job)
+    log = client.get_job_logs(job)
+    assert "going on from step" in log
+    assert checkpoint.load(f"{run}/checkpoints/last").step == 60
+
+    _, code = submit.submit(command(dataset, run, steps=70))
+    assert code == 0
+    assert "going on from step 60" in capfd.readouterr().out
+    end = checkpoint.load(f"{run}/checkpoints/last")
+    assert end.step == 70 and end.meta["snapshot"] == f"{dataset}@1"
+    assert_tracked_once(run)
+
+
+def assert_tracked_once(run: str) -> None:
+    """One MLflow run has the metrics of all jobs, finished, with the checkpoint's address."""
+    import json
+
+    from mlflow.tracking import MlflowClient
+
+    client = MlflowClient()
+    found = client.get_run(json.loads(storage.read_bytes(f"{run}/mlflow.json"))["run_id"])
+    steps = {metric.step for metric in client.get_metric_history(found.info.run_id, "train/loss")}
+    assert {5, 60, 65, 70} <= steps
+    assert found.info.status == "FINISHED" and found.data.tags["checkpoint"] == checkpoint.step_uri(run, 70)
+    assert found.data.params["loop.batch"] == "4" and found.data.params["snapshot"].endswith("@1")
+    siblings = client.search_runs([found.info.experiment_id], f"params.run = '{run}'")
+    assert len(siblings) == 1
