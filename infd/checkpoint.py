@@ -37,11 +37,6 @@ class Checkpoint:
     def step(self) -> int:
         return int(self.meta["step"])
 
-    @property
-    def model_sha256(self) -> str:
-        """Identity of the weights."""
-        return str(self.files[MODEL]["sha256"])
-
     def model(self, prefix: str = "") -> dict[str, Tensor]:
         """Network tensors on the CPU whose names begin with `prefix`, the prefix taken off."""
         return self._tensors(MODEL, prefix)
@@ -57,6 +52,8 @@ class Checkpoint:
 
 def save(uri: str, *, model: dict[str, Tensor], train_state: dict[str, Tensor], meta: dict[str, Any]) -> None:
     """Write the checkpoint folder `uri`; complete.json comes last, so that a killed write leaves nothing to load."""
+    if storage.exists(storage.join(uri, COMPLETE)):
+        storage.delete(storage.join(uri, COMPLETE))
     contents = {
         MODEL: safetensors.torch.save(_plain(model)),
         TRAIN_STATE: safetensors.torch.save(_plain(train_state)),
@@ -116,20 +113,31 @@ def pointed(run: str, pointer: str) -> int | None:
 
 def steps(run: str) -> list[int]:
     """Steps of the complete checkpoints of a run, ascending."""
-    found = (info.uri for info in storage.list_objects(storage.join(run, "checkpoints")))
-    return sorted(int(uri.split("/")[-2].removeprefix("step-")) for uri in found if uri.endswith(f"/{COMPLETE}"))
+    return sorted(step for step, names in folders(run).items() if COMPLETE in names)
+
+
+def folders(run: str) -> dict[int, set[str]]:
+    """Names of the files of each checkpoint folder of a run, complete or not."""
+    found: dict[int, set[str]] = {}
+    for info in storage.list_objects(storage.join(run, "checkpoints")):
+        folder, name = info.uri.split("/")[-2:]
+        if folder.startswith("step-"):
+            found.setdefault(int(folder.removeprefix("step-")), set()).add(name)
+    return found
 
 
 def prune(run: str, *, keep_every: int) -> None:
     """Remove all checkpoints but the newest two, best, and multiples of `keep_every`; complete.json goes first.
 
-    The one before the last stays for whoever is just reading it.
+    The one before the last stays for whoever is just reading it. What a killed save or removal left goes too.
     """
-    found = steps(run)
-    keep = {*(pointed(run, pointer) for pointer in POINTERS), *found[-2:]}
-    for step in found:
-        if step not in keep and step % keep_every:
-            storage.delete(storage.join(step_uri(run, step), COMPLETE))
+    found = folders(run)
+    whole = sorted(step for step, names in found.items() if COMPLETE in names)
+    keep = {*(pointed(run, pointer) for pointer in POINTERS), *whole[-2:]}
+    for step in sorted(found):
+        if step not in keep and (step % keep_every or COMPLETE not in found[step]):
+            if COMPLETE in found[step]:
+                storage.delete(storage.join(step_uri(run, step), COMPLETE))
             storage.delete_prefix(step_uri(run, step))
 
 

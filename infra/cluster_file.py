@@ -102,8 +102,16 @@ def start_command(config: Config, key: str) -> str:
     return next((line for line in config.get(key, []) if "ray start" in line), "")
 
 
+def exports(config: Config, key: str) -> list[str]:
+    """NAME=VALUE words in front of `ray start` in the line of `key` that starts Ray."""
+    return start_command(config, key).partition("ray start")[0].replace(";", " ").split()
+
+
 def check_head_command(config: Config) -> Iterator[str]:
     line = start_command(config, "head_start_ray_commands").split()
+    if "INFD_AUTOSCALING=1" not in exports(config, "head_start_ray_commands"):
+        yield ("head_start_ray_commands: no INFD_AUTOSCALING=1 before `ray start`; jobs would refuse to run while the "
+               "cluster has no workers yet")
     for word, why in (("--head", "nothing would lead the cluster"),
                       ("--autoscaling-config=~/ray_bootstrap_config.yaml", "no worker would ever start"),
                       ("--dashboard-host=127.0.0.1", "who reaches the dashboard runs any code"),
@@ -126,7 +134,7 @@ def check_worker_command(config: Config) -> Iterator[str]:
 def check_token(config: Config) -> Iterator[str]:
     """Every node must ask for the token and have it; a command's exports hold for that command alone."""
     for key in ("head_start_ray_commands", "worker_start_ray_commands"):
-        before = start_command(config, key).partition("ray start")[0].replace(";", " ").split()
+        before = exports(config, key)
         for word in ("RAY_AUTH_MODE=token", f"RAY_AUTH_TOKEN_PATH={TOKEN_PATH}"):
             if word not in before:
                 yield f"{key}: no {word} before `ray start`; the node would be open, or refused by the others"

@@ -16,9 +16,9 @@ import shlex
 import sys
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from infd.errors import StackError
 from infra import local
@@ -27,8 +27,12 @@ from infra.services import ray_headers
 if TYPE_CHECKING:
     from ray.job_submission import JobSubmissionClient
 
+Result = TypeVar("Result")
+
 EXCLUDES = [".git", ".venv", ".tool", ".local", ".cache", "demo", "tests/golden", "docs/pictures", "**/__pycache__"]
 POLL_S = 0.5
+PATIENCE_S = 60.0
+"""For how long the dashboard may fail to answer before waiting for a job ends."""
 INTERRUPTED = 130
 
 
@@ -70,20 +74,36 @@ def connect(stack: local.Stack) -> "JobSubmissionClient":
 
 
 def wait(client: "JobSubmissionClient", job: str) -> int:
-    """Show the log until the job has ended; its exit code."""
+    """Show the log until the job has ended; its exit code.
+
+    Raises StackError where the dashboard does not answer for a minute: the job may run on.
+    """
     from ray.job_submission import JobStatus
 
     log = Log(client, job)
-    while not (state := client.get_job_status(job)).is_terminal():
+    while not (state := patiently(job, lambda: client.get_job_status(job))).is_terminal():
         log.show()
         time.sleep(POLL_S)
     log.finish()
     if state == JobStatus.SUCCEEDED:
         return 0
-    info = client.get_job_info(job)
+    info = patiently(job, lambda: client.get_job_info(job))
     print(f"job {job}: {state.value}: {(info.message or 'no reason given').strip().splitlines()[0]}", file=sys.stderr)
     code = info.driver_exit_code
     return code if state == JobStatus.FAILED and code is not None and 0 < code < 256 else 1
+
+
+def patiently(job: str, ask: Callable[[], Result]) -> Result:
+    """What `ask` has of the dashboard, asked again for PATIENCE_S while it fails; then StackError. No job: at once."""
+    until = time.monotonic() + PATIENCE_S
+    while True:
+        try:
+            return ask()
+        except (OSError, RuntimeError) as error:                     # requests' errors are OSErrors
+            if time.monotonic() >= until or "status code 404" in str(error):
+                raise StackError(f"job {job}: its state cannot be read ({reason(error)}); it may run on: see python "
+                                 f"infra/local.py status, then ray job logs {job} --follow") from error
+        time.sleep(POLL_S)
 
 
 class Log:
@@ -119,14 +139,17 @@ class Log:
     def show(self) -> None:
         """What the socket no longer brings."""
         if self.broken and not self.thread.is_alive():
-            self.write(self.client.get_job_logs(self.job)[self.written:])
+            self.write_rest()
 
     def finish(self) -> None:
         """The rest of the log, once the job has ended; the socket itself would close some seconds later."""
         with contextlib.suppress(RuntimeError):                      # the loop is closed: the socket ended first
             self.loop.call_soon_threadsafe(self.task.cancel)
         self.thread.join()
-        self.write(self.client.get_job_logs(self.job)[self.written:])
+        self.write_rest()
+
+    def write_rest(self) -> None:
+        self.write(patiently(self.job, lambda: self.client.get_job_logs(self.job))[self.written:])
 
 
 def aiohttp_error() -> type[Exception]:

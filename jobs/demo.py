@@ -5,7 +5,6 @@ Example: python jobs/demo.py --images ~/Pictures
 
 import logging
 import os
-import shutil
 import sys
 import time
 from dataclasses import dataclass
@@ -25,7 +24,15 @@ class Demo:
     images: str = ""
     """Folder of your own photographs; empty: those with open licences that packages carry."""
     clean: bool = False
-    """Remove what the demo made: the report, the local stack and its data."""
+    """Remove what the demo made: its report and data, and the local stack where nobody else keeps data in it."""
+
+
+def quiet() -> None:
+    """Ray tells of every file that it leaves out of a package; the demo shows its own lines."""
+    import ray  # noqa: F401    its import sets the level of its logger
+
+    for name in ("ray", "botocore"):
+        logging.getLogger(name).setLevel(logging.WARNING)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -34,15 +41,18 @@ def main(argv: list[str] | None = None) -> int:
     from infra import local, submit
 
     try:
-        if args.clean:
-            local.down(purge=True)
-            shutil.rmtree(FOLDER, ignore_errors=True)
-            return 0
         begun = time.monotonic()
         stack = local.up()
         os.environ.update(stack.env)
-        from pipelines.demo import run_demo
+        from pipelines.demo import clean, run_demo
 
+        if args.clean:
+            others = clean(FOLDER)
+            local.down(purge=not others)
+            kept = "stopped; its bucket holds other data, which stays" if others else "removed"
+            print(f"demo: removed; the local stack: {kept}; downloads stay in the cache folder (~/.cache/infd)")
+            return 0
+        quiet()
         report = run_demo(images=args.images, folder=FOLDER, submit=lambda entry: submit.submit(entry)[1],
                           started_s=time.monotonic() - begun)
     except InfdError as error:

@@ -17,7 +17,8 @@ class Doctor:
     """One screen of what this machine has, and what to do about what it lacks. Exit code 1: the main job cannot run."""
 
     bucket: str = ""
-    """Bucket in which conditional writes are tried with one small object; empty: INFD_BUCKET, else not tried."""
+    """Bucket in which conditional writes are tried with one small object; empty: INFD_BUCKET, else the
+    local stack's where that runs."""
     json: bool = False
     """Print one JSON object instead of the screen."""
 

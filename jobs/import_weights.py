@@ -1,6 +1,5 @@
 """Turn published weights into a checkpoint: python jobs/import_weights.py --from infd last-model.pth --out ckpt/"""
 
-import logging
 import sys
 from dataclasses import dataclass
 from typing import Annotated, Literal
@@ -8,6 +7,7 @@ from typing import Annotated, Literal
 import tyro
 
 from infd.errors import InfdError
+from pipelines import logs
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,7 +31,7 @@ def main(argv: list[str] | None = None) -> int:
     args = tyro.cli(ImportWeights, args=argv, config=(tyro.conf.FlagCreatePairsOff,))
     from pipelines.importing import import_official  # here, so that --help loads neither torch nor ray
 
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    logs.to_stderr()
     try:
         print(import_official(args.file, args.out, autoencoder_only=args.autoencoder_only))
     except InfdError as error:

@@ -23,7 +23,7 @@ class Ingest:
     dataset: str
     """Where the dataset is or will be: s3://bucket/prefix or a folder, outside the source."""
     group: str = ""
-    """Label of these photos, on which training can balance (as lr, hr)."""
+    """Label of these photos (as lr, hr), stored in their rows and in the manifest."""
     config: Annotated[IngestConfig, tyro.conf.arg(name="")] = IngestConfig()
 
 

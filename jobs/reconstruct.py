@@ -3,7 +3,6 @@
 Example: python jobs/reconstruct.py s3://bucket/…/checkpoints/best photo.jpg --sizes 256 512 1024 --out renders
 """
 
-import logging
 import sys
 from dataclasses import dataclass
 from typing import Annotated
@@ -11,6 +10,7 @@ from typing import Annotated
 import tyro
 
 from infd.errors import InfdError
+from pipelines import logs
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,7 +31,7 @@ class Reconstruct:
 
 def main(argv: list[str] | None = None) -> int:
     args = tyro.cli(Reconstruct, args=argv, description=__doc__)
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    logs.to_stderr()
     try:
         from pipelines.reconstruct import reconstruct_files
 

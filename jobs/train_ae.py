@@ -3,7 +3,6 @@
 Example: python jobs/train_ae.py tiny --dataset s3://bucket/datasets/NAME --workers 2
 """
 
-import logging
 import sys
 from dataclasses import dataclass, field
 from typing import Annotated
@@ -13,6 +12,7 @@ import tyro
 from infd.config import AutoencoderTrainingConfig, RunConfig
 from infd.errors import InfdError
 from infd.presets import AUTOENCODER
+from pipelines import logs
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,7 +30,7 @@ def main(argv: list[str] | None = None) -> int:
     made = {name: ((preset.__doc__ or "").splitlines()[0], TrainAutoencoder(preset=name, config=preset()))
             for name, preset in AUTOENCODER.items()}
     args = tyro.extras.overridable_config_cli(made, args=argv, description=__doc__)
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    logs.to_stderr()
     try:
         if args.dry_run:
             from infd.config import flat

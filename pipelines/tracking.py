@@ -21,6 +21,11 @@ from infd.training.run import Run
 
 logger = logging.getLogger(__name__)
 
+PATIENCE = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2", "MLFLOW_HTTP_REQUEST_TIMEOUT": "10"}
+"""A server that does not answer costs training seconds, not minutes; what the user has set stands."""
+for name, value in PATIENCE.items():
+    os.environ.setdefault(name, value)
+
 
 def begin(run: Run, experiment: str) -> str | None:
     """The id of the run's MLflow run, made on its first start and kept in RUN/mlflow.json; None where untracked."""

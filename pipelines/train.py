@@ -1,8 +1,7 @@
 """Training on Ray Train: the driver opens the run, the workers run the loop of infd.training.
 
 The checkpoints are the run's own (infd/checkpoint.py), not Ray's: the same ones with and without Ray, readable
-without it, and whole or absent. Ray Train sets up the process group, replaces dead workers, and is told of
-every checkpoint by a report without files.
+without it, and whole or absent. Ray Train sets up the process group and replaces dead workers.
 """
 
 import logging
@@ -10,6 +9,7 @@ import os
 import time
 import uuid
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from infd import checkpoint, storage
@@ -17,15 +17,11 @@ from infd.config import AutoencoderTrainingConfig, RunConfig, flat, unflat
 from infd.errors import ConfigError, TrainingError
 from infd.training.run import Observer, Run, check_batch, default_run, open_run, required_weights, run_autoencoder
 from infd.training.world import World, join
-from pipelines import tracking
-from pipelines.cluster import autoscales
+from pipelines import logs, tracking
+from pipelines.cluster import autoscales, passed_on
 from pipelines.progress import Observers, ProgressObserver
 
 logger = logging.getLogger(__name__)
-
-PASSED_ON = ("AWS_", "MLFLOW_", "INFD_", "NO_PROXY", "RAY_TRAIN_")
-"""Beginnings of the names of variables that workers get from the driver; Ray passes on none by itself."""
-
 
 def train_autoencoder(preset: str, config: AutoencoderTrainingConfig, where: RunConfig) -> str:
     """Train, or go on training, the run that `where` names; returns the URI of its last checkpoint."""
@@ -33,6 +29,7 @@ def train_autoencoder(preset: str, config: AutoencoderTrainingConfig, where: Run
         raise ConfigError("dataset: missing; give --dataset s3://bucket/datasets/NAME or a folder (or --dry-run)")
     check_batch(config, where.workers if where.ray else int(os.environ.get("WORLD_SIZE", "1")))
     required_weights(config)
+    where = replace(where, dataset=storage.absolute(where.dataset))
     uri = where.run or default_run(where.dataset, preset, config)
     run = open_run(uri, preset=preset, config=config, dataset=where.dataset)
     logger.info("run %s: preset %s, snapshot %s", run.uri, run.preset, run.snapshot)
@@ -56,7 +53,9 @@ def train_here(run: Run, where: RunConfig) -> None:
     run_id = tracking.begin(run, where.experiment) if world.rank == 0 else None
     ok = False
     try:
-        run_autoencoder(run, world=world, observer=observer(run, run_id))
+        tracked = replace(run, tracking_id=run_id)
+        run_autoencoder(tracked, world=world, observer=observer(tracked))
+        world.leave()                                              # rank 0 has written its last checkpoint by then
         ok = True
     finally:
         tracking.finish(run_id, ok=ok)
@@ -71,9 +70,7 @@ def train_on_ray(run: Run, where: RunConfig) -> None:
 
     from pipelines.cluster import connect
 
-    environment = {name: value for name, value in os.environ.items() if name.startswith(PASSED_ON)}
-    environment |= {"RAY_TRAIN_V2_ENABLED": "1", "RAY_TRAIN_ENABLE_PRINT_PATCH": "0"}
-    with connect(env=environment):
+    with connect(env={**passed_on(), "RAY_TRAIN_V2_ENABLED": "1", "RAY_TRAIN_ENABLE_PRINT_PATCH": "0"}):
         resources = ray.cluster_resources()
         gpu = wants_gpu(where, resources)
         cpus = check_fits(where, resources, gpu=gpu)
@@ -93,7 +90,9 @@ def train_on_ray(run: Run, where: RunConfig) -> None:
         )
         ok = False
         try:
-            trainer.fit()
+            stopped = trainer.fit().return_value
+            if stopped is not None:
+                raise TrainingError(stopped)
             ok = True
         except TrainingFailedError as error:
             raise TrainingError(first_cause(error)) from error
@@ -101,29 +100,41 @@ def train_on_ray(run: Run, where: RunConfig) -> None:
             tracking.finish(run_id, ok=ok)
 
 
-def train_worker(payload: dict[str, Any]) -> None:
-    """What each Ray Train worker runs."""
+def train_worker(payload: dict[str, Any]) -> str | None:
+    """What each Ray Train worker runs. Returns why training must not go on, or None.
+
+    That is no exception, because Ray would start the workers again, to the same end.
+    """
     import ray.train
     import ray.train.torch
 
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", force=True)
-    logging.getLogger("botocore").setLevel(logging.WARNING)
+    logs.to_stderr()
     world = World.current(ray.train.torch.get_device())
     if world.rank:
         logging.getLogger().setLevel(logging.WARNING)
     run = Run(payload["uri"], payload["preset"], unflat(AutoencoderTrainingConfig, payload["config"]),
-              payload["snapshot"])
-    run_autoencoder(run, world=world, observer=observer(run, payload["mlflow_run_id"]))
+              payload["snapshot"], payload["mlflow_run_id"])
+    try:
+        run_autoencoder(run, world=world, observer=observer(run))
+    except TrainingError as error:                                 # raised on all ranks at once
+        return str(error)
+    return None
 
 
-def observer(run: Run, run_id: str | None) -> Observer:
+def observer(run: Run) -> Observer:
     """Progress on stderr, and MLflow where the run is tracked."""
     progress = ProgressObserver(steps=run.config.loop.steps)
-    return Observers(progress, tracking.MlflowObserver(run_id)) if run_id else progress
+    return Observers(progress, tracking.MlflowObserver(run.tracking_id)) if run.tracking_id else progress
 
 
 def wants_gpu(where: RunConfig, resources: Mapping[str, float]) -> bool:
-    """Whether each worker takes a GPU: as asked, or where the cluster has one for each."""
+    """Whether each worker takes a GPU: as asked, or where the cluster has one for each.
+
+    Raises ConfigError on a cluster that grows, whose present GPUs say nothing.
+    """
+    if where.device == "auto" and autoscales():
+        raise ConfigError("device=auto: this cluster grows on demand, so what it has now does not tell; "
+                          "say --device gpu (or cpu)")
     return where.device == "gpu" or (where.device == "auto" and resources.get("GPU", 0) >= where.workers)
 
 

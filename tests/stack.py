@@ -12,7 +12,9 @@ from infra import local
 from infra.services import write_private
 from infra.state import RAY_VARIABLES, S3_VARIABLES
 
-NAMING = {*S3_VARIABLES, *RAY_VARIABLES, "MLFLOW_TRACKING_URI", "INFD_LOCAL"}
+SESSION = {"RAY_AUTH_MODE", "RAY_AUTH_TOKEN"}
+"""Set once in conftest.py: a process keeps to the mode and the token with which it first used Ray."""
+NAMING = {*S3_VARIABLES, *RAY_VARIABLES, "MLFLOW_TRACKING_URI", "INFD_LOCAL"} - SESSION
 """Variables that would lead a test to the servers of the person who runs it."""
 
 
@@ -30,15 +32,17 @@ def environ(values: Mapping[str, str], *, without: set[str] | None = None) -> It
         os.environ.update(saved)
 
 
+def give_session_token(root: Path) -> None:
+    """Let a stack at `root` take the test session's token."""
+    root.mkdir(parents=True, exist_ok=True, mode=0o700)
+    write_private(root / "ray_token", os.environ["RAY_AUTH_TOKEN"])
+
+
 @contextlib.contextmanager
 def running_stack() -> Iterator[local.Stack]:
-    """A fresh stack, with `os.environ` leading to it; stopped and removed at the end, also after a failed start.
-
-    It takes the test session's token: a process that once used Ray keeps to the mode and the token that it began with.
-    """
+    """A fresh stack, with `os.environ` leading to it; stopped and removed at the end, also after a failed start."""
     root = Path(tempfile.mkdtemp(prefix="infd-stack-"))
-    if os.environ.get("RAY_AUTH_TOKEN"):
-        write_private(root / "ray_token", os.environ["RAY_AUTH_TOKEN"])
+    give_session_token(root)
     with environ({"INFD_LOCAL": str(root)}, without=NAMING):
         try:
             stack = local.up()

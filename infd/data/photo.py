@@ -26,7 +26,7 @@ REASONS = {
     "too_many_pixels": "more pixels than max_pixels, or tiles of more than 2 GiB",
     "too_many_bytes": "the file has more bytes than max_bytes",
     "changed": "the file changed between plan and read; the next ingest sees it",
-    "unreadable": "the file is gone, or the store refuses to give it",
+    "unreadable": "the file is gone, the store refuses to give it, or memory is too small for it",
     "duplicate": "another photo of the dataset has the same bytes",
 }
 """Why a source file is no photo: the closed vocabulary of `rejects`, and what each word means."""

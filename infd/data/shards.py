@@ -69,10 +69,13 @@ def photo_row(uri: str, etag: str, data: bytes, *, config: IngestConfig, group: 
     """A row of SCHEMA for one source file. Raises PhotoError."""
     if len(data) > config.max_bytes:
         raise PhotoError("too_many_bytes", f"{len(data)} bytes, more than {config.max_bytes}")
-    image = photo.decode(data, max_pixels=config.max_pixels, min_side_px=config.min_side_px)
+    try:
+        image = photo.decode(data, max_pixels=config.max_pixels, min_side_px=config.min_side_px)
+        made = pyramid.build(image, config)
+    except MemoryError as error:  # says nothing of the file: a later ingest, on a larger machine, tries again
+        raise PhotoError("unreadable", "not enough memory") from error
     identity = image_id(data)
     meta = json.dumps({"format": image.info["format"]})
-    made = pyramid.build(image, config)
     if sum(map(len, made.tiles)) > MOST_TILE_BYTES:
         raise PhotoError("too_many_pixels", f"{image.width}x{image.height}, tiles above 2 GiB")
     return {"image_id": identity, "uri": uri, "etag": etag, "bytes": len(data), "width": image.width,

@@ -219,16 +219,18 @@ def split_address(uri: str) -> tuple[str, int | None]:
 
 
 def read_table(root: str, number: int, columns: Iterable[str] | None = None) -> pa.Table:
-    """The manifest's table, or some columns of it. Raises DatasetError naming it."""
+    """The manifest's table, or some columns of it. Raises DatasetError naming it, StorageError where the store fails."""
     where = manifest_uri(root, number)
     try:
-        filesystem, path = storage.filesystem(where)
-        with filesystem.open_input_file(path) as file:
-            table = pq.ParquetFile(file).read(columns=list(columns) if columns else None)
-    except FileNotFoundError as error:
+        data = storage.read_bytes(where)
+    except storage.Unreadable as error:
+        if storage.exists(where):
+            raise
         newest = newest_number(root)
         hint = f"its newest snapshot is {newest}" if newest else "nothing was ingested there yet"
         raise DatasetError(f"{root}@{number}: no such snapshot; {hint}") from error
+    try:
+        table = pq.ParquetFile(pa.BufferReader(data)).read(columns=list(columns) if columns else None)
     except (pa.ArrowException, OSError) as error:
         raise DatasetError(f"{where}: it cannot be read as a manifest ({type(error).__name__}); expected the file that "
                            "an ingest committed; open an older snapshot, as in DATASET@N") from error

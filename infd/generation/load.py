@@ -19,4 +19,5 @@ def load_autoencoder(uri: str, *, device: str = "cpu") -> Autoencoder:
         autoencoder.load_state_dict(found.model("autoencoder."))
     except RuntimeError as error:
         raise CheckpointError(f"checkpoint {found.uri}: {error}") from error
+    autoencoder.lowres_px = int(found.meta["config"]["crop.lowres_px"])
     return autoencoder.to(device).eval().requires_grad_(False)

@@ -13,7 +13,7 @@ from infd.models.fields import Field
 
 PANEL = 256
 """Side of a panel of a sheet, pixels."""
-ZOOM = 8
+ZOOM = 4
 """A deep zoom shows the middle 1/ZOOM of the view at PANEL pixels."""
 
 

@@ -38,6 +38,9 @@ class AutoencoderOutput(NamedTuple):
 class Autoencoder(nn.Module):
     """The stage-one model. Images in and out are in [-1, 1]; L must be divisible by `config.factor`."""
 
+    lowres_px: int | None = None
+    """The L that a loaded checkpoint was trained at; other sides work, but were not trained."""
+
     def __init__(self, config: AutoencoderConfig) -> None:
         super().__init__()
         self.config = config

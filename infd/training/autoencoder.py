@@ -188,23 +188,27 @@ class AutoencoderStage:
     @torch.no_grad()
     def validate(self) -> dict[str, float]:
         """Means over the fixed validation crops of all ranks, in eval mode; empty where there are none."""
-        if not self.validation:
-            return {}
         self.autoencoder.eval()
-        rows = []
+        lpips = self.lpips
+        sums = torch.zeros(4, device=self.world.device)            # samples, l1, psnr, lpips
         for batch in self.validation:
             inputs = self.inputs(batch)
             pred = self.autoencoder(inputs.lowres, inputs.r, inputs.y, inputs.x, inputs.patch.shape[-1]).pred.float()
-            row = [F.l1_loss(pred, inputs.patch), psnr(pred, inputs.patch)]
-            if self.lpips is not None:
-                row.append(self.lpips(pred, inputs.patch).float().mean())
-            rows.append(torch.stack(row))
-        names = ("val/l1", "val/psnr", "val/lpips")
-        means = self.world.mean(torch.stack(rows).mean(0)).tolist()
-        metrics: dict[str, float] = dict(zip(names, means, strict=False))
+            distance = lpips(pred, inputs.patch).float().mean() if lpips is not None else sums.new_zeros(())
+            means = torch.stack([sums.new_ones(()), F.l1_loss(pred, inputs.patch), psnr(pred, inputs.patch), distance])
+            sums += means * len(pred)
+        samples, l1, psnr_db, distance = (self.world.mean(sums) * self.world.size).tolist()
+        if not samples:
+            return {}
         weights = self.config.loss
-        metrics["val/loss"] = weights.l1 * metrics["val/l1"] + weights.lpips * metrics.get("val/lpips", 0.0)
-        return metrics
+        metrics = {"val/loss": (weights.l1 * l1 + weights.lpips * distance) / samples,
+                   "val/l1": l1 / samples, "val/psnr": psnr_db / samples}
+        return metrics | ({"val/lpips": distance / samples} if lpips is not None else {})
+
+    def finite(self) -> bool:
+        """Whether all weights are finite numbers."""
+        parameters = [parameter.detach() for _, module, _ in self._optimized() for parameter in module.parameters()]
+        return bool(torch.stack([parameter.isfinite().all() for parameter in parameters]).all())
 
     # ------------------------------------------------------------ state
 

@@ -24,14 +24,14 @@ from infd import checkpoint, storage
 from infd.config import AutoencoderTrainingConfig, differing, digest, flat, identity, numbers, unflat
 from infd.data.loader import Batch, Loader
 from infd.data.order import Order, validation_samples
-from infd.data.snapshot import Dataset, open_dataset
+from infd.data.snapshot import Dataset, open_dataset, split_address
 from infd.errors import CheckpointError, ConfigError, DatasetError, PreconditionFailed, TrainingError
 from infd.generation.reconstruct import compare, sheet
 from infd.losses.perceptual import Lpips
 from infd.training.autoencoder import AutoencoderStage
 from infd.training.loop import Metrics, train
 from infd.training.world import World
-from infd.weights import load_weights
+from infd.weights import load_weights, network
 
 logger = logging.getLogger(__name__)
 
@@ -44,6 +44,8 @@ class Run:
     preset: str
     config: AutoencoderTrainingConfig
     snapshot: str
+    tracking_id: str | None = None
+    """Of the MLflow run, where it is tracked; goes into every checkpoint."""
 
 
 class Observer(Protocol):
@@ -58,8 +60,7 @@ class Observer(Protocol):
 
 def default_run(dataset: str, preset: str, config: AutoencoderTrainingConfig) -> str:
     """DATASET/training/PRESET-HASH, the hash being that of the fields that change numbers."""
-    root = dataset.rsplit("@", 1)[0] if "@" in dataset.rsplit("/", 1)[-1] else dataset
-    return storage.join(root, "training", f"{preset}-{digest(numbers(config))[:8]}")
+    return storage.join(split_address(dataset)[0], "training", f"{preset}-{digest(numbers(config))[:8]}")
 
 
 def open_run(uri: str, *, preset: str, config: AutoencoderTrainingConfig, dataset: str) -> Run:
@@ -68,6 +69,7 @@ def open_run(uri: str, *, preset: str, config: AutoencoderTrainingConfig, datase
     A run that is there keeps its snapshot; its config may differ only in operational fields. Raises
     CheckpointError naming the fields in which they differ.
     """
+    uri, dataset = storage.absolute(uri), storage.absolute(dataset)
     record = storage.join(uri, "run.json")
     if not storage.exists(record):
         snapshot = open_dataset(dataset).snapshot_uri
@@ -135,11 +137,11 @@ def resume(run: Run, stage: AutoencoderStage) -> tuple[int, Metrics]:
 def validation_batches(dataset: Dataset, config: AutoencoderTrainingConfig, world: World) -> list[Batch]:
     """This rank's share of the fixed validation crops, read once and kept (uint8)."""
     loop = config.loop
-    count = loop.validate_samples // world.size * world.size
-    samples = validation_samples(dataset.manifest, config.crop, count, loop.seed)[world.rank::world.size]
+    samples = validation_samples(dataset.manifest, config.crop, loop.validate_samples, loop.seed)
+    if not samples and world.rank == 0:
+        logger.warning("dataset %s: no photo in its val split; no validation, and `best` is `last`", dataset.snapshot_uri)
+    samples = samples[world.rank::world.size]
     if not samples:
-        if world.rank == 0:
-            logger.warning("dataset %s: no photo in its val split; no validation, and `best` is `last`", dataset.snapshot_uri)
         return []
     order = Order(dataset.manifest, config.crop, batch=loop.batch, seed=loop.seed)
     loader = Loader(dataset, order, config.loader, slots=range(1), start_step=0)
@@ -170,6 +172,8 @@ class RunHooks:
 
     def save(self, step: int, metrics: Metrics) -> None:
         """Write the checkpoint of `step`, then let `last` (and `best`) mean it, then remove old ones."""
+        if not self.stage.finite():                                # alike on all ranks, so all of them stop
+            self.not_finite(step)
         if self.world.rank != 0:
             return
         uri = checkpoint.step_uri(self.run.uri, step)
@@ -178,7 +182,7 @@ class RunHooks:
         checkpoint.point(self.run.uri, "last", step)
         validates = step % self.run.config.loop.validate_every == 0 or step == self.run.config.loop.steps
         loss = metrics.get("val/loss") if validates else None
-        if (loss is not None and loss < self.best) or not self.stage.validation:
+        if (loss is not None and loss < self.best) or (validates and loss is None):
             self.best = loss if loss is not None else self.best
             checkpoint.point(self.run.uri, "best", step)
         checkpoint.prune(self.run.uri, keep_every=self.run.config.loop.keep_every)
@@ -207,7 +211,7 @@ class RunHooks:
         np.savez(buffer, step=step, g=batch.g.numpy(), lowres=batch.lowres.numpy(), patch=batch.patch.numpy(),
                  r=batch.r.numpy(), y=batch.y.numpy(), x=batch.x.numpy(), rows=np.array(batch.rows), uris=np.array(uris))
         storage.put_atomic(address, buffer.getvalue())
-        raise TrainingError(f"step {step}: the loss is not finite; its batch was saved as {address} "
+        raise TrainingError(f"step {step}: the loss or a weight is not finite; the batch was saved as {address} "
                             f"(photos {', '.join(uris)}); lower optimizer.lr or look at these photos, then resume "
                             "from the last checkpoint by the same command")
 
@@ -235,8 +239,17 @@ class RunHooks:
         return {
             "stage": "autoencoder", "preset": self.run.preset, "step": step, "g": step * config.loop.batch,
             "config": flat(config), "identity": identity(config), "snapshot": self.run.snapshot, "metrics": metrics,
+            "mlflow_run_id": self.run.tracking_id, "weights": used_weights(config),
             "versions": {name: version(name) for name in ("infd", "torch", "numpy", "pillow-simd")},
         }
+
+
+def used_weights(config: AutoencoderTrainingConfig) -> dict[str, dict[str, str]]:
+    """Licence, origin and hash of the networks of others that this run learns from."""
+    if config.loss.lpips == 0:
+        return {}
+    used = network(f"lpips-{config.loss.lpips_net}")
+    return {used.name: {"licence": used.licence, "origin": used.origin, "sha256": used.sha256}}
 
 
 def preview_rows(dataset: Dataset, count: int) -> list[int]:

@@ -32,6 +32,12 @@ class World:
         dist.all_reduce(tensor)
         return tensor / self.size
 
+    def leave(self) -> None:
+        """Wait for all ranks, then end the process group that `join` made."""
+        if self.size > 1:
+            dist.barrier()
+            dist.destroy_process_group()
+
     def slots(self, batch: int) -> range:
         """Slots of the global batch that this rank owns. Batch must be divisible by the world's size."""
         each = batch // self.size

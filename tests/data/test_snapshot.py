@@ -22,7 +22,8 @@ from infd.config import IngestConfig
 from infd.data import shards, snapshot
 from infd.data.pyramid import View
 from infd.data.snapshot import Dataset, open_dataset, write_dataset
-from infd.errors import DatasetError, PreconditionFailed
+from infd.errors import DatasetError, PreconditionFailed, StorageError
+from infd.storage import Unreadable
 
 CONFIG = IngestConfig(codec="png", tile_px=128, min_side_px=64, shard_bytes=300_000, val_fraction=0.5)
 SIDES = [(300, 200), (64, 500), (257, 256), (400, 400), (128, 90), (200, 300)]
@@ -240,6 +241,20 @@ def test_error_a_damaged_manifest_or_hint_is_named(tmp_path):
     storage.put_atomic(str(tmp_path / "latest"), b"what")
     with pytest.raises(DatasetError, match=r"latest: it holds b'what'; expected a number"):
         open_dataset(str(tmp_path))
+
+
+@pytest.mark.parametrize("failure", [StorageError, Unreadable])
+def test_error_a_store_that_fails_is_not_a_damaged_manifest(root, dataset, monkeypatch, failure):
+    where, read = snapshot.manifest_uri(root, 1), storage.read_bytes
+
+    def read_or_fail(uri: str) -> bytes:
+        if uri == where:
+            raise failure(f"{uri}: the store refused access (403); check the permissions of this key")
+        return read(uri)
+
+    monkeypatch.setattr(storage, "read_bytes", read_or_fail)
+    with pytest.raises(failure, match=r"00000001.parquet: the store refused access"):
+        open_dataset(root)
 
 
 def test_error_a_manifest_of_another_format(tmp_path):

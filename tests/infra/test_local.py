@@ -12,7 +12,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from stack import NAMING, environ, until
+from stack import NAMING, environ, give_session_token, until
 
 from infd.errors import StackError
 from infra import local, processes, services, state, submit
@@ -115,6 +115,7 @@ def test_law_loopback_is_added_to_what_needs_no_proxy():
 def own(tmp_path_factory) -> Iterator[Path]:
     """The folder of a stack that two `up` commands started at the same time."""
     root = tmp_path_factory.mktemp("own") / "local"
+    give_session_token(root)
     with environ({"INFD_LOCAL": str(root)}, without=NAMING):
         try:
             commands = [subprocess.Popen([sys.executable, *how, "up"], cwd=ROOT, text=True,

@@ -61,6 +61,71 @@ def test_law_only_servers_of_ours_are_told_to_a_cluster_that_is_not_ours():
     assert submit.forwarded(stack(s3="elsewhere", mlflow="elsewhere", ray="elsewhere")) == {}
 
 
+class Flaky:
+    """A Jobs API that fails `failures` times before each of its answers about a job that has succeeded."""
+
+    def __init__(self, failures: int, error: Exception) -> None:
+        self.failures, self.error, self.asked = failures, error, 0
+
+    def answer(self, value):
+        self.asked += 1
+        if self.asked % (self.failures + 1):
+            raise self.error
+        return value
+
+    def get_job_status(self, job: str):
+        from ray.job_submission import JobStatus
+
+        return self.answer(JobStatus.SUCCEEDED)
+
+    def get_job_logs(self, job: str) -> str:
+        return self.answer("whole log\n")
+
+    async def tail_job_logs(self, job: str):
+        raise RuntimeError("no socket")
+        yield ""
+
+
+class Clock:
+    """Time that passes by sleeping alone."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+    def sleep(self, seconds: float) -> None:
+        self.now += seconds
+
+
+@pytest.fixture
+def clock(monkeypatch) -> Clock:
+    clock = Clock()
+    monkeypatch.setattr(submit, "time", clock)
+    return clock
+
+
+@pytest.mark.parametrize("error", [ConnectionError("refused"), RuntimeError("Request failed with status code 503: .")])
+def test_law_a_short_failure_of_the_dashboard_does_not_end_the_wait(clock, capsys, error):
+    client = Flaky(5, error)
+    assert submit.wait(client, "one") == 0  # pyright: ignore[reportArgumentType]
+    assert capsys.readouterr().out == "whole log\n" and client.asked == 12
+
+
+def test_error_a_dashboard_that_stays_away_names_the_job(clock):
+    with pytest.raises(StackError, match=r"^job one: .*\(refused\); it may run on: .*ray job logs one --follow"):
+        submit.wait(Flaky(10**6, ConnectionError("refused")), "one")  # pyright: ignore[reportArgumentType]
+    assert clock.now == submit.PATIENCE_S
+
+
+def test_error_a_job_that_is_not_there_is_not_waited_for(clock):
+    gone = RuntimeError("Request failed with status code 404: Job one does not exist.")
+    with pytest.raises(StackError, match="does not exist"):
+        submit.wait(Flaky(10**6, gone), "one")  # pyright: ignore[reportArgumentType]
+    assert clock.now == 0
+
+
 @pytest.mark.slow
 def test_job_has_the_environment_the_folder_and_its_exit_code(stack, tmp_path, capsys):
     (tmp_path / "here.py").write_text(REPORT)

@@ -12,6 +12,7 @@ import PIL
 import pytest
 
 from infd import storage
+from infd.errors import StorageError
 from jobs import doctor as job
 from pipelines import doctor
 from pipelines.doctor import Finding
@@ -19,8 +20,8 @@ from pipelines.doctor import Finding
 
 @pytest.fixture(autouse=True)
 def plain_environment(monkeypatch, tmp_path):
-    for name in ("AWS_ENDPOINT_URL", "RAY_ADDRESS", "RAY_API_SERVER_ADDRESS", "RAY_AUTH_TOKEN", "MLFLOW_TRACKING_URI",
-                 "INFD_BUCKET"):
+    for name in ("AWS_ENDPOINT_URL", "RAY_ADDRESS", "RAY_API_SERVER_ADDRESS", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH",
+                 "RAY_AUTH_MODE", "MLFLOW_TRACKING_URI", "INFD_BUCKET"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("INFD_WEIGHTS", str(tmp_path / "weights"))
 
@@ -33,10 +34,11 @@ def closed_address() -> str:
 
 
 class Answers(http.server.BaseHTTPRequestHandler):
-    """Answers /version and refuses the rest, as an object store does without credentials."""
+    """Answers /version, to who has the token /api/version, and refuses the rest as a store does without credentials."""
 
     def do_GET(self) -> None:
-        known = self.path == "/version"
+        known = self.path == "/version" or (
+            self.path == "/api/version" and self.headers["Authorization"] == "Bearer sesame")
         self.send_response(200 if known else 403)
         self.end_headers()
         self.wfile.write(b"3.17.2" if known else b"denied")
@@ -94,22 +96,61 @@ def test_law_advice_stands_under_its_line_within_the_width():
 
 
 def test_law_conditional_writes_are_tried_and_the_probe_is_gone(tmp_path):
-    assert doctor.conditional_writes(str(tmp_path)).mark == "ok"
+    findings = list(doctor.conditional_writes(str(tmp_path)))
+    assert [(one.name, one.mark) for one in findings] == [("If-None-Match", "ok"), ("If-Match", "ok")]
     assert list(storage.list_objects(str(tmp_path))) == []
 
 
 def test_error_store_that_ignores_the_condition_fails(tmp_path, monkeypatch):
     monkeypatch.setattr(storage, "put_if_absent", storage.put_atomic)
-    finding = doctor.conditional_writes(str(tmp_path))
-    assert finding.mark == "FAIL" and "accepts a second write" in finding.found
+    monkeypatch.setattr(storage, "replace_if_unchanged", lambda uri, data, etag: storage.put_atomic(uri, data))
+    absent, unchanged = doctor.conditional_writes(str(tmp_path))
+    assert absent.mark == "FAIL" and "accepts a second write" in absent.found
+    assert unchanged.mark == "FAIL" and "accepts a write over a version that is not there" in unchanged.found
+    assert list(storage.list_objects(str(tmp_path))) == []
+
+
+def test_error_conditional_write_that_breaks_fails_under_its_name(tmp_path, monkeypatch):
+    def broken(uri: str, data: bytes, etag: str | None) -> None:
+        raise StorageError("501 NotImplemented")
+
+    monkeypatch.setattr(storage, "replace_if_unchanged", broken)
+    absent, unchanged = doctor.conditional_writes(str(tmp_path))
+    assert absent.mark == "ok"
+    assert (unchanged.name, unchanged.mark) == ("If-Match", "FAIL") and "501" in unchanged.found
     assert list(storage.list_objects(str(tmp_path))) == []
 
 
 def test_law_store_without_a_bucket_says_how(server, monkeypatch):
     monkeypatch.setenv("AWS_ENDPOINT_URL", server)
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "nobody")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "nothing")
     store, condition = doctor.object_store("")
     assert (store.mark, condition.mark) == ("ok", "warn")
     assert "--bucket" in condition.advice
+
+
+@pytest.mark.slow
+def test_law_the_bucket_of_the_local_stack_is_tried_unnamed(stack, monkeypatch):
+    for name in ("AWS_ENDPOINT_URL", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(name, stack.env[name])
+    findings = list(doctor.object_store(""))
+    assert [(one.name, one.mark) for one in findings] == [
+        ("object store", "ok"), ("If-None-Match", "ok"), ("If-Match", "ok")]
+    assert findings[1].found == "honoured in s3://infd"
+
+
+def test_law_no_bucket_of_a_store_elsewhere_is_guessed(monkeypatch):
+    monkeypatch.setattr(storage, "list_objects", lambda uri: iter(()))
+    assert doctor.stack_bucket("http://127.0.0.1:8333") == doctor.stack_bucket("http://localhost") == "infd"
+    assert doctor.stack_bucket("https://s3.example.com") == doctor.stack_bucket("http://10.0.0.7:8333") == ""
+
+
+def test_law_a_missing_program_of_the_local_store_is_warned_of(monkeypatch):
+    monkeypatch.setattr(doctor.shutil, "which", lambda name, path=None: None)
+    assert [(one.name, one.mark) for one in doctor.store_program()] == [("weed", "warn")]
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "https://s3.example.com")
+    assert list(doctor.store_program()) == []
 
 
 def test_law_mlflow_version_is_shown_and_a_dead_server_warned_of(server, closed_address, monkeypatch):
@@ -135,6 +176,24 @@ def test_law_dashboard_with_a_refusing_address_is_warned_of(server, monkeypatch)
     monkeypatch.setenv("RAY_API_SERVER_ADDRESS", server)
     findings = list(doctor.dashboard())
     assert [finding.mark for finding in findings] == ["warn"] and "HTTP 403" in findings[0].found
+
+
+@pytest.mark.parametrize(("token", "mark"), [("sesame", "ok"), ("other", "warn")])
+def test_law_the_token_of_a_dashboard_may_stand_in_a_file(server, tmp_path, monkeypatch, token, mark):
+    monkeypatch.setattr(doctor, "dashboard_ports", set)
+    (tmp_path / "token").write_text(f"{token}\n")
+    monkeypatch.setenv("RAY_API_SERVER_ADDRESS", server)
+    monkeypatch.setenv("RAY_AUTH_MODE", "token")
+    monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(tmp_path / "token"))
+    assert [finding.mark for finding in doctor.dashboard()] == [mark]
+
+
+def test_law_a_lost_token_file_is_named(server, tmp_path, monkeypatch):
+    monkeypatch.setattr(doctor, "dashboard_ports", set)
+    monkeypatch.setenv("RAY_API_SERVER_ADDRESS", server)
+    monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(tmp_path / "gone"))
+    lost, refused = doctor.dashboard()
+    assert lost.mark == "warn" and str(tmp_path / "gone") in lost.found and "HTTP 403" in refused.found
 
 
 def test_law_plain_pillow_is_warned_of(monkeypatch):

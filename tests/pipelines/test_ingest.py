@@ -15,11 +15,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.testing import assert_array_equal
 from pictures import encoded, picture
+from PIL import Image
 
 from infd import config as configs
 from infd import storage
 from infd.config import IngestConfig
-from infd.data import snapshot
+from infd.data import photo, snapshot
 from infd.data.photo import REASONS
 from infd.errors import ConfigError, DatasetError, InfdError, StorageError
 from infd.storage import ObjectInfo
@@ -110,6 +111,25 @@ def test_law_files_that_changed_or_vanished_are_rejects(tmp_path):
     rejects: list = []
     (row,) = photo_rows(files, rejects, CONFIG, "")
     assert row["uri"] == files[2].uri and [r["reason"] for r in rejects] == ["changed", "unreadable"]
+
+
+def test_law_a_photo_that_memory_cannot_hold_is_a_reject_and_the_next_ingest_tries_it_again(tmp_path, monkeypatch):
+    put_photos(tmp_path / "p", range(3))
+    files = list(storage.list_objects(str(tmp_path / "p")))
+    large = Path(files[1].uri).read_bytes()
+    decode = photo.decode
+
+    def decode_or_not(data: bytes, **limits: int) -> Image.Image:
+        if data == large:
+            raise MemoryError
+        return decode(data, **limits)
+
+    monkeypatch.setattr(photo, "decode", decode_or_not)
+    rejects: list = []
+    rows = list(photo_rows(files, rejects, CONFIG, ""))
+    assert [row["uri"] for row in rows] == [files[0].uri, files[2].uri]
+    assert [(r["uri"], r["reason"], r["detail"]) for r in rejects] == [(files[1].uri, "unreadable", "not enough memory")]
+    assert rejects[0]["reason"] in ingest_plan.PASSING
 
 
 def test_law_large_files_are_not_even_read():

@@ -1,0 +1,60 @@
+"""Reconstruction of files: messages that name the file, and pictures that do not overwrite each other."""
+
+import pickle
+
+import numpy as np
+import pytest
+import torch
+from pictures import encoded, picture
+from PIL import Image
+
+from infd import checkpoint
+from infd.config import flat
+from infd.errors import ConfigError, PhotoError
+from infd.models.autoencoder import Autoencoder
+from infd.presets import tiny
+from jobs import reconstruct
+from pipelines.reconstruct import reconstruct_files
+
+
+@pytest.fixture
+def trained(tmp_path) -> str:
+    """The address of a checkpoint of the tiny preset, its weights as they were drawn."""
+    config = tiny()
+    torch.manual_seed(0)
+    weights = {f"autoencoder.{name}": value for name, value in Autoencoder(config.model).state_dict().items()}
+    uri = str(tmp_path / "checkpoint")
+    checkpoint.save(uri, model=weights, train_state={}, meta={"step": 1, "config": flat(config)})
+    return uri
+
+
+@pytest.mark.parametrize(("data", "reason"), [(b"words", "unsupported"), (encoded(picture(9, 9)), "too_small")])
+def test_error_a_file_that_is_no_photo_is_named_with_its_reason(trained, tmp_path, capsys, data, reason):
+    path = tmp_path / "a file.png"
+    path.write_bytes(data)
+    with pytest.raises(PhotoError) as caught:
+        list(reconstruct_files(trained, [str(path)], sizes=[8], out=str(tmp_path / "out")))
+    assert str(caught.value).startswith(f"{path}: {reason}: ") and caught.value.reason == reason
+    assert str(pickle.loads(pickle.dumps(caught.value))) == str(caught.value)
+    assert reconstruct.main([trained, str(path), "--sizes", "8", "--out", str(tmp_path / "out")]) == 1
+    assert f"reconstruct: {path}: {reason}" in capsys.readouterr().err
+
+
+def test_error_two_images_of_one_name_are_refused_before_anything_is_written(trained, tmp_path):
+    paths = [tmp_path / "one" / "photo.png", tmp_path / "two" / "photo.jpg"]
+    for path in paths:
+        path.parent.mkdir()
+        path.write_bytes(encoded(picture(100, 80)))
+    with pytest.raises(ConfigError, match="photo-SIZE.png") as caught:
+        list(reconstruct_files(trained, [str(path) for path in paths], sizes=[8], out=str(tmp_path / "out")))
+    assert all(str(path) in str(caught.value) for path in paths)
+    assert not (tmp_path / "out").exists()
+
+
+def test_law_each_image_has_its_own_pictures(trained, tmp_path):
+    for seed, name in enumerate(("a.png", "b.png")):
+        (tmp_path / name).write_bytes(encoded(picture(100, 80, seed)))
+    written = list(reconstruct_files(trained, [str(tmp_path / "a.png"), str(tmp_path / "b.png")], sizes=[24],
+                                     out=str(tmp_path / "out")))
+    first, second = (np.asarray(Image.open(path)) for path in written[:2])
+    assert len(written) == 3 and first.shape == (24, 24, 3) and not np.array_equal(first, second)
