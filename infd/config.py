@@ -75,7 +75,7 @@ class CropConfig:
     p_max_late: float = 0.0
     """p_max from step `late_from_step` on: the papers' high-resolution phase."""
     late_from_step: int | None = None
-    """First step of the high-resolution phase; None: there is none."""
+    """Steps before the high-resolution phase begins; None: there is none."""
     view: Literal["center", "random"] = "center"
     """Where the square view lies along the photo's long side."""
 

@@ -87,7 +87,7 @@ def describe(config: AutoencoderTrainingConfig, *, workers: int) -> str:
         "",
         f"memory a worker ({config.loop.batch // workers} of {config.loop.batch} samples a step, {config.loop.precision}):",
         f"  weights {plan.weights_bytes / MIB:,.0f} MiB + gradients and Adam {plan.optimizer_bytes / MIB:,.0f} MiB"
-        f" + activations about {plan.activation_bytes / MIB:,.0f} MiB = {plan.total_bytes / MIB:,.0f} MiB",
+        f" + the generator's activations {plan.activation_bytes / MIB:,.0f} MiB = {plan.total_bytes / MIB:,.0f} MiB",
         f"{config.loop.steps:,} steps x {config.loop.batch} = {config.loop.steps * config.loop.batch:,} samples",
     ]
     return "\n".join(lines)
