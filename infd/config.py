@@ -76,6 +76,10 @@ class CropConfig:
     """p_max from step `late_from_step` on: the papers' high-resolution phase."""
     late_from_step: int | None = None
     """Steps before the high-resolution phase begins; None: there is none."""
+    balance_group: str = ""
+    """Label of photos that make up the share balance_p of the samples, however many they are; empty: no balance."""
+    balance_p: float = 0.5
+    """That share; in every 64 samples of a slot it holds to the nearest whole number."""
     view: Literal["center", "random"] = "center"
     """Where the square view lies along the photo's long side."""
 
@@ -83,6 +87,7 @@ class CropConfig:
         require(self.patch_px >= 16, "crop.patch_px", self.patch_px, "must be at least 16")
         require(self.r_min >= self.patch_px, "crop.r_min", self.r_min, f"must be at least patch_px={self.patch_px}")
         require(self.r_max >= self.r_min, "crop.r_max", self.r_max, f"must be at least r_min={self.r_min}")
+        require(1 / 64 <= self.balance_p <= 63 / 64, "crop.balance_p", self.balance_p, "must lie in [1/64, 63/64]")
         for name in ("p_whole", "p_max", "p_max_late"):
             require(0 <= getattr(self, name) <= 1, f"crop.{name}", getattr(self, name), "must lie in [0, 1]")
         require(16 <= self.lowres_px <= 1024, "crop.lowres_px", self.lowres_px, "must lie in 16 to 1024")

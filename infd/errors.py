@@ -20,11 +20,15 @@ from functools import partial
 
 
 class InfdError(Exception):
-    """Base of all errors that a user can mend; jobs print it in one line and exit with 1."""
+    """Base of all errors that a user can mend; jobs print it in one line and exit with `exit_code`."""
+
+    exit_code = 1
 
 
 class ConfigError(InfdError, ValueError):
     """A setting that cannot work. A ValueError too, so that the command line reports it as usage."""
+
+    exit_code = 2
 
 
 class StorageError(InfdError):

@@ -24,11 +24,11 @@ def tiny() -> AutoencoderTrainingConfig:
             norm_groups=8, padding="replicate"),
         discriminator=DiscriminatorConfig(base_dim=16, layers=2),
         crop=CropConfig(patch_px=48, lowres_px=64, r_min=48, r_max=512),
-        loss=LossConfig(lpips=0.1, lpips_net="alex", quantizer=1e-6, gan=0.1, gan_from_step=2001),
-        optimizer=OptimizerConfig(lr=2e-3, warmup_steps=50, decay_from_step=1800, decay_to_step=3000),
+        loss=LossConfig(lpips=0.1, lpips_net="alex", quantizer=1e-6, gan=0.1, gan_from_step=1501),
+        optimizer=OptimizerConfig(lr=2e-3, warmup_steps=50, decay_from_step=900, decay_to_step=1800),
         loop=LoopConfig(
-            steps=3000, batch=4, log_every=25, checkpoint_every=250, keep_every=3000,
-            validate_every=500, validate_samples=64, preview_every=1500, preview_photos=2, preview_px=512),
+            steps=1800, batch=4, log_every=25, checkpoint_every=250, keep_every=1800,
+            validate_every=250, validate_samples=32, preview_every=900, preview_photos=2, preview_px=512),
     )
 
 

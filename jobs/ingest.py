@@ -3,7 +3,6 @@
 Example: python jobs/ingest.py --source s3://bucket/photos --dataset s3://bucket/datasets/NAME
 """
 
-import logging
 import sys
 from dataclasses import dataclass
 from typing import Annotated
@@ -11,7 +10,8 @@ from typing import Annotated
 import tyro
 
 from infd.config import IngestConfig
-from infd.errors import ConfigError, InfdError
+from infd.errors import InfdError
+from pipelines import logs
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,14 +29,14 @@ class Ingest:
 
 def main(argv: list[str] | None = None) -> int:
     args = tyro.cli(Ingest, args=argv, description=__doc__)
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr)
+    logs.to_stderr()
     try:
         from pipelines.ingest import ingest
 
         done = ingest(args.source, args.dataset, config=args.config, group=args.group)
     except InfdError as error:
         print(f"ingest: {error}", file=sys.stderr)
-        return 2 if isinstance(error, ConfigError) else 1
+        return error.exit_code
     print(done.summary, file=sys.stderr)
     print(done.snapshot_uri)
     return 0

@@ -39,7 +39,7 @@ def main(argv: list[str] | None = None) -> int:
             print(line)
     except InfdError as error:
         print(f"reconstruct: {error}", file=sys.stderr)
-        return 1
+        return error.exit_code
     return 0
 
 

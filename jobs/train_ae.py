@@ -44,7 +44,7 @@ def main(argv: list[str] | None = None) -> int:
         print(train_autoencoder(args.preset, args.config, args.run))
     except InfdError as error:
         print(f"train_ae: {error}", file=sys.stderr)
-        return 1
+        return error.exit_code
     return 0
 
 

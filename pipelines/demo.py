@@ -39,7 +39,7 @@ OWN = (f"{BUCKET}/demo/", f"{BUCKET}/datasets/demo-")
 PRESET = "tiny"
 VAL_FRACTION = 0.15
 """Share of the photographs held out of training: of tens of photographs, enough to show a few."""
-SHOWN_HELD_OUT, SHOWN_SEEN = 4, 3
+SHOWN_HELD_OUT, SHOWN_SEEN = 4, 2
 CURVES = ("train/loss", "train/l1", "train/lpips", "val/loss", "train/psnr", "val/psnr", "train/logits_real",
           "train/logits_fake", "speed/images_per_s")
 

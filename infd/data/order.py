@@ -30,11 +30,13 @@ if TYPE_CHECKING:
 WINDOW_SHARDS = 4
 """Shards (or parts of them) whose rows a slot shuffles together, and so reads from at the same time."""
 SPLITS = {"train": 0, "val": 1}
+BLOCK = 64
+"""Positions of a slot in which a balanced group has its exact share."""
 KEPT_EPOCHS = 3
-"""Walks held in memory: the epoch being read, and those that prefetching has reached."""
+"""Epochs of a walk held in memory: the epoch being read, and those that prefetching has reached."""
 
 # Purposes of a random stream: the second word of Philox's key. Never renumber: they are part of the order.
-CROPS, SHARDS, ROWS, WINDOWS, VALIDATION_SHARDS, VALIDATION_CROPS = range(6)
+CROPS, SHARDS, ROWS, WINDOWS, VALIDATION_SHARDS, VALIDATION_CROPS, BALANCE, BALANCED_SEED = range(8)
 
 
 class Sample(NamedTuple):
@@ -84,11 +86,10 @@ class Order:
                 f"ingest more photos or change ingest's val_fraction")
         self.first_row = np.asarray(manifest.first_row)
         self.short_side = np.asarray(manifest.short_side)
-        self.photo_shards = shard_index(self.first_row, self.photo_rows)
         self.epoch_steps = -(-len(self.photo_rows) // batch)
-        """L: steps of an epoch."""
-        self._epochs: OrderedDict[int, np.ndarray] = OrderedDict()
-        self._lock = threading.Lock()
+        """L: steps of an epoch; of a balanced order, steps that show as many samples as there are photos."""
+        self.walks = [Walk(rows, shard_index(self.first_row, rows), batch=batch, seed=walk_seed)
+                      for rows, walk_seed in self._parts(manifest)]
 
     def sample(self, g: int) -> Sample:
         """Sample g. Costs microseconds, once an epoch the time to sort N numbers."""
@@ -103,18 +104,68 @@ class Order:
 
     def rows(self, step: int, slots: range) -> np.ndarray:
         """(len(slots),) the photos that `slots` show at `step`, without their crops."""
-        epoch, at = divmod(step, self.epoch_steps)
-        return self._epoch(epoch)[slots.start : slots.stop : slots.step, at]
+        if len(self.walks) == 1:
+            return self.walks[0].rows(step, slots)
+        found = []
+        for slot in slots:
+            walk, position = self._balanced(step, slot)
+            found.append(self.walks[walk].rows(position, range(slot, slot + 1))[0])
+        return np.array(found, np.int32)
 
     def shards(self, step: int, slots: range) -> list[int]:
         """Shards that `slots` read at `step`, rising, each once."""
         return np.unique(shard_index(self.first_row, self.rows(step, slots))).tolist()
 
+    def _parts(self, manifest: Manifest) -> list[tuple[np.ndarray, int]]:
+        """(rows, seed) of each walk: one of all photos, or one of the balanced group and one of the others."""
+        name = self.crop.balance_group
+        if not name:
+            return [(self.photo_rows, self.seed)]
+        if name not in manifest.group_names:
+            raise ConfigError(f"crop.balance_group={name}: the dataset has the groups {list(manifest.group_names)}; "
+                              "name one of them, or ingest with --group")
+        inside = np.asarray(manifest.group)[self.photo_rows] == list(manifest.group_names).index(name)
+        if inside.all() or not inside.any():
+            raise ConfigError(f"crop.balance_group={name}: {int(inside.sum())} of {len(inside)} photos are of that group; "
+                              "a balance needs some of it and some others")
+        other = int(random_words(1, seed=self.seed, purpose=BALANCED_SEED, index=0)[0])
+        return [(self.photo_rows[inside], self.seed), (self.photo_rows[~inside], other)]
+
+    def _balanced(self, step: int, slot: int) -> tuple[int, int]:
+        """(walk, position in it) of a slot's sample at `step`: 0 is the group's walk, 1 that of the others.
+
+        In each block of BLOCK steps exactly round(BLOCK p) places, shuffled by the block's key, are the group's; so how
+        many came before is arithmetic.
+        """
+        block, at = divmod(step, BLOCK)
+        share = round(BLOCK * self.crop.balance_p)
+        keys = random_words(BLOCK, seed=self.seed, purpose=BALANCE, index=block * self.batch_size + slot)
+        places = np.argsort(keys, kind="stable")[:share]
+        before = int(np.count_nonzero(places < at))
+        if at in places:
+            return 0, block * share + before
+        return 1, block * (BLOCK - share) + at - before
+
+
+class Walk:
+    """The endless walk of each slot through some photos, epoch after epoch, each a permutation of its own."""
+
+    def __init__(self, photo_rows: np.ndarray, photo_shards: np.ndarray, *, batch: int, seed: int) -> None:
+        self.photo_rows, self.photo_shards, self.batch, self.seed = photo_rows, photo_shards, batch, seed
+        self.steps = -(-len(photo_rows) // batch)
+        self._epochs: OrderedDict[int, np.ndarray] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def rows(self, position: int, slots: range) -> np.ndarray:
+        """(len(slots),) the photos of `slots` at a position of their walks."""
+        epoch, at = divmod(position, self.steps)
+        return self._epoch(epoch)[slots.start : slots.stop : slots.step, at]
+
     def _epoch(self, epoch: int) -> np.ndarray:
         with self._lock:
             if epoch not in self._epochs:
                 self._epochs[epoch] = epoch_rows(
-                    self.photo_rows, self.photo_shards, batch=self.batch_size, seed=self.seed, epoch=epoch)
+                    self.photo_rows, self.photo_shards, batch=self.batch, seed=self.seed, epoch=epoch)
                 while len(self._epochs) > KEPT_EPOCHS:
                     self._epochs.popitem(last=False)
             self._epochs.move_to_end(epoch)

@@ -47,6 +47,49 @@ def epoch_of_rows(order: Order, epoch: int) -> list[int]:
     return [sample.row for step in steps for sample in order.batch(step)]
 
 
+# ---------------------------------------------------------------- balanced groups
+
+
+def grouped(sizes: list[int], members: list[int]) -> Manifest:
+    """A manifest whose rows `members` are of group lr, all others of hr."""
+    base = manifest_of(sizes)
+    return replace(base, group=np.isin(np.arange(sum(sizes)), members).astype(np.int32), group_names=["hr", "lr"])
+
+
+@given(st.integers(1, 63), st.integers(1, 7), st.integers(0, 2**63), st.integers(0, 5))
+def test_law_a_balanced_group_has_its_exact_share_of_every_block(share: int, batch: int, seed: int, block: int) -> None:
+    order = Order(grouped([5, 9, 4], [3, 4, 11]), replace(CROP, balance_group="lr", balance_p=share / 64), batch=batch, seed=seed)
+    rows = np.array([order.rows(step, range(batch)) for step in range(64 * block, 64 * (block + 1))])   # (64, B)
+    assert np.isin(rows, [3, 4, 11]).sum(axis=0).tolist() == [share] * batch
+
+
+@given(st.integers(0, 2**63), st.sampled_from(WORLDS), st.integers(0, 500))
+def test_law_balanced_batches_do_not_depend_on_the_world_nor_on_the_start(seed: int, world: int, step: int) -> None:
+    manifest, crop = grouped([5, 9, 4], [3, 4, 11]), replace(CROP, balance_group="lr", balance_p=0.3)
+    whole = Order(manifest, crop, batch=12, seed=seed)
+    whole.batch(step + 64)
+    parts = [Order(manifest, crop, batch=12, seed=seed).batch(step, slots_of(rank=rank, world=world, batch=12))
+             for rank in range(world)]
+    assert [sample for part in parts for sample in part] == whole.batch(step)
+
+
+def test_law_each_balanced_part_is_walked_whole() -> None:
+    members = list(range(0, 24, 2))
+    order = Order(grouped([8, 8, 8], members), replace(CROP, balance_group="lr", balance_p=0.5), batch=1, seed=5)
+    rows = [int(order.rows(step, range(1))[0]) for step in range(64)]
+    for part in (members, [row for row in range(24) if row not in members]):
+        seen = [row for row in rows if row in part]
+        assert len(seen) == 32
+        assert sorted(seen[:12]) == part and sorted(seen[12:24]) == part
+
+
+def test_error_a_balance_needs_two_parts() -> None:
+    with pytest.raises(ConfigError, match=r"balance_group=xx: the dataset has the groups \['hr', 'lr'\]"):
+        Order(grouped([4], [1]), replace(CROP, balance_group="xx"), batch=2, seed=0)
+    with pytest.raises(ConfigError, match="4 of 4 photos are of that group"):
+        Order(grouped([4], [0, 1, 2, 3]), replace(CROP, balance_group="lr"), batch=2, seed=0)
+
+
 # ---------------------------------------------------------------- the walk
 
 
@@ -126,7 +169,7 @@ def test_law_few_walks_are_held() -> None:
     order = Order(manifest_of([30]), CROP, batch=2, seed=0)
     for epoch in range(10):
         epoch_of_rows(order, epoch)
-    assert sorted(order._epochs) == [7, 8, 9]
+    assert sorted(order.walks[0]._epochs) == [7, 8, 9]
 
 
 @pytest.mark.parametrize("world", WORLDS)
