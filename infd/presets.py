@@ -16,7 +16,7 @@ from infd.config import (
 def tiny() -> AutoencoderTrainingConfig:
     """Two CPU cores, minutes: 0.2 M parameters, lowres 64, patches of 48, sides 48 to 512.
 
-    Widths, rate, padding and the KL of tiny weight were measured on 29 photographs: docs/benchmarks.md.
+    Widths, rate, padding and the KL of tiny weight were measured on 29 photographs: docs/benchmarks.md, docs/log.md.
     """
     return AutoencoderTrainingConfig(
         model=AutoencoderConfig(

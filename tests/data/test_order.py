@@ -58,7 +58,8 @@ def grouped(sizes: list[int], members: list[int]) -> Manifest:
 
 @given(st.integers(1, 63), st.integers(1, 7), st.integers(0, 2**63), st.integers(0, 5))
 def test_law_a_balanced_group_has_its_exact_share_of_every_block(share: int, batch: int, seed: int, block: int) -> None:
-    order = Order(grouped([5, 9, 4], [3, 4, 11]), replace(CROP, balance_group="lr", balance_p=share / 64), batch=batch, seed=seed)
+    crop = replace(CROP, balance_group="lr", balance_p=share / 64)
+    order = Order(grouped([5, 9, 4], [3, 4, 11]), crop, batch=batch, seed=seed)
     rows = np.array([order.rows(step, range(batch)) for step in range(64 * block, 64 * (block + 1))])   # (64, B)
     assert np.isin(rows, [3, 4, 11]).sum(axis=0).tolist() == [share] * batch
 
