@@ -31,6 +31,7 @@ Result = TypeVar("Result")
 
 EXCLUDES = [".git", ".venv", ".tool", ".local", ".cache", "demo", "tests/golden", "docs/pictures", "**/__pycache__"]
 POLL_S = 0.5
+SECRET = ("SECRET", "ACCESS_KEY", "TOKEN")
 PATIENCE_S = 60.0
 """For how long the dashboard may fail to answer before waiting for a job ends."""
 INTERRUPTED = 130
@@ -160,11 +161,12 @@ def aiohttp_error() -> type[Exception]:
 
 
 def forwarded(stack: local.Stack) -> dict[str, str]:
-    """Variables of our own servers for a cluster that is not ours; our own head has them already."""
+    """Addresses of our own servers for a cluster that is not ours; no credentials, because Ray logs what travels here."""
     if stack.services["ray"].state != "elsewhere":
         return {}
     own = [prefix for name, prefix in (("s3", "AWS_"), ("mlflow", "MLFLOW_")) if stack.services[name].state == "up"]
-    return {name: value for name, value in stack.env.items() if name.startswith(tuple(own))} if own else {}
+    return {name: value for name, value in stack.env.items()
+            if name.startswith(tuple(own)) and not any(word in name for word in SECRET)}
 
 
 def reason(error: Exception) -> str:
