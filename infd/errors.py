@@ -9,6 +9,7 @@
     ├── DatasetError        a dataset, snapshot or shard that is missing or not what its manifest says
     ├── CheckpointError     a checkpoint that is missing, incomplete, or of another config
     ├── WeightsError        network weights that are missing or not what their hash says
+    ├── LeaseHeld           someone else is at work on the same run or dataset
     ├── TrainingError       training that must not go on (a loss that is not finite)
     └── StackError          a server of the local stack that cannot start or stop
 
@@ -67,6 +68,12 @@ class CheckpointError(InfdError):
 
 class WeightsError(InfdError):
     """Network weights that are missing, or not what their hash says."""
+
+
+class LeaseHeld(InfdError):
+    """Someone else is at work on the same run or dataset."""
+
+    exit_code = 3
 
 
 class TrainingError(InfdError):

@@ -6,6 +6,7 @@ Usage: python3 infra/build_tools.py [--install]   (--install: as root with apt-g
 
 import argparse
 import os
+import platform
 import shutil
 import subprocess
 import sys
@@ -117,6 +118,10 @@ def main(argv: Optional[Sequence[str]] = None) -> int:  # noqa: UP045
     if sys.version_info < (3, 11):  # noqa: UP036  (this file runs before the environment, on any Python)
         print("%s is Python %d.%d; 3.11 or newer is needed: make BASE_PYTHON=/path/to/python3.11 ..."  # noqa: UP031
               % ((sys.executable,) + tuple(sys.version_info[:2])), file=sys.stderr)
+        return 1
+    if platform.machine().lower() not in ("x86_64", "amd64"):
+        print("this machine is %s; pillow-simd is made of x86 instructions; use an x86-64 machine"  # noqa: UP031
+              % platform.machine(), file=sys.stderr)
         return 1
     missing = missing_tools()
     if missing and args.install and is_root() and shutil.which("apt-get"):

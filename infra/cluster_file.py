@@ -41,7 +41,7 @@ def check(config: Config, *, ray_version: str) -> list[str]:
     """
     looks: list[Callable[[Config], Iterator[str]]] = [
         check_provider, check_types, lambda one: check_images(one, ray_version=ray_version), check_head_command,
-        check_worker_command, check_token, check_setup, check_secrets]
+        check_worker_command, check_region, check_token, check_setup, check_secrets]
     return [finding for look in looks for finding in look(config)]
 
 
@@ -129,6 +129,14 @@ def check_worker_command(config: Config) -> Iterator[str]:
         yield "worker_start_ray_commands: --head; every worker would be a cluster of its own"
     if f"--address=$RAY_HEAD_IP:{port}" not in line:
         yield f"worker_start_ray_commands: no --address=$RAY_HEAD_IP:{port}; that is where the head listens"
+
+
+def check_region(config: Config) -> Iterator[str]:
+    """Jobs read the bucket in the region that their node's environment names."""
+    wanted = f"AWS_DEFAULT_REGION={config['provider'].get('region')}"
+    for key in ("head_start_ray_commands", "worker_start_ray_commands"):
+        if wanted not in exports(config, key):
+            yield f"{key}: no {wanted} before `ray start`; jobs would look for the bucket in another region"
 
 
 def check_token(config: Config) -> Iterator[str]:

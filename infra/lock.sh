@@ -1,7 +1,9 @@
 #!/usr/bin/env bash
 # Writes constraints.txt: exact versions of everything, for all platforms, without addresses.
+# Pins that still fit are kept; remove a line (or the file) to let it move.
 set -euo pipefail
 uv=$(command -v uv || echo .tool/bin/uv)
+if [ -e constraints.txt ]; then cp constraints.txt constraints.new; fi
 "$uv" pip compile pyproject.toml --all-extras --universal --python-version 3.11 --no-annotate --no-header \
     --no-emit-index-url --no-emit-find-links -q -o constraints.new
 .venv/bin/python - <<'PYTHON'

@@ -60,6 +60,16 @@ def submit(
     return job, wait(client, job) if follow else 0
 
 
+def submit_or_follow(entrypoint: Sequence[str]) -> int:
+    """The exit code of `entrypoint`: of the job that runs it just now, else of a new one."""
+    client = connect(local.status())
+    for job in client.list_jobs():
+        if job.entrypoint == shlex.join(entrypoint) and job.submission_id and not job.status.is_terminal():
+            print(f"job {job.submission_id} is at it already; following it", file=sys.stderr)
+            return wait(client, job.submission_id)
+    return submit(entrypoint)[1]
+
+
 def connect(stack: local.Stack) -> "JobSubmissionClient":
     """A client of the stack's Jobs API. Raises StackError where there is none."""
     part = stack.services["ray"]

@@ -23,6 +23,8 @@ class Demo:
 
     images: str = ""
     """Folder of your own photographs; empty: those with open licences that packages carry."""
+    steps: int = 0
+    """Training steps; 0: those of the preset. More than before goes on from there."""
     clean: bool = False
     """Remove what the demo made: its report and data, and the local stack where nobody else keeps data in it."""
 
@@ -35,6 +37,18 @@ def quiet() -> None:
         logging.getLogger(name).setLevel(logging.WARNING)
 
 
+def clean() -> str:
+    """Remove what the demo made, and the local stack if nobody else keeps anything in it; says what was done."""
+    from infra import local
+    from pipelines import demo_clean
+
+    demo_clean.clean(FOLDER)
+    others = demo_clean.others()
+    local.down(purge=not others)
+    kept = f"stopped; it holds other data, which stays: {', '.join(others)}" if others else "removed"
+    return f"demo: removed; the local stack: {kept}; downloads stay in the cache folder (~/.cache/infd)"
+
+
 def main(argv: list[str] | None = None) -> int:
     args = tyro.cli(Demo, args=argv, description=__doc__)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
@@ -44,20 +58,21 @@ def main(argv: list[str] | None = None) -> int:
         begun = time.monotonic()
         stack = local.up()
         os.environ.update(stack.env)
-        from pipelines.demo import clean, run_demo
-
         if args.clean:
-            others = clean(FOLDER)
-            local.down(purge=not others)
-            kept = "stopped; its bucket holds other data, which stays" if others else "removed"
-            print(f"demo: removed; the local stack: {kept}; downloads stay in the cache folder (~/.cache/infd)")
+            print(clean())
             return 0
+        from pipelines.demo import run_demo
+
         quiet()
-        report = run_demo(images=args.images, folder=FOLDER, submit=lambda entry: submit.submit(entry)[1],
+        report = run_demo(images=args.images, folder=FOLDER, submit=submit.submit_or_follow, steps=args.steps,
                           started_s=time.monotonic() - begun)
     except InfdError as error:
         print(f"demo: {error}", file=sys.stderr)
-        return 1
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("\ndemo: stopped; a training job that it submitted runs on, and make demo again follows it; make down "
+              "ends the local stack with all its jobs", file=sys.stderr)
+        return 130
     print(report)
     return 0
 

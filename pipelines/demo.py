@@ -7,7 +7,6 @@ photographs → bucket → ingest → `ray job submit` of the training job with 
 import json
 import logging
 import os
-import shutil
 import subprocess
 import sys
 import time
@@ -29,13 +28,12 @@ from infd.presets import AUTOENCODER
 from infd.training.run import default_run
 from infd.weights import check as check_weights
 from pipelines import demo_photos
+from pipelines.demo_clean import Made
 from pipelines.demo_report import Curve, DemoRecord, Provenance, ShownPhoto, write_report
 
 logger = logging.getLogger(__name__)
 
 BUCKET = "s3://infd"
-OWN = (f"{BUCKET}/demo/", f"{BUCKET}/datasets/demo-")
-"""Beginnings of the addresses of all that the demo writes there."""
 PRESET = "tiny"
 VAL_FRACTION = 0.15
 """Share of the photographs held out of training: of tens of photographs, enough to show a few."""
@@ -59,8 +57,9 @@ class Source:
     package: str
 
 
-def run_demo(*, images: str, folder: Path, submit: Submit, started_s: float) -> Path:
-    """Do what is not done yet; returns the report's path. `started_s`: seconds that the stack took."""
+def run_demo(*, images: str, folder: Path, submit: Submit, started_s: float, steps: int = 0) -> Path:
+    """Do what is not done yet; returns the report's path. `started_s`: seconds that the stack took; `steps`: 0 means
+    the preset's."""
     folder.mkdir(parents=True, exist_ok=True)
     name = f"{Path(images).name}-{digest({'folder': str(Path(images).resolve())})[:8]}" if images else "photographs"
     clock = Clock(folder / f"timings-{name}.json")
@@ -68,14 +67,16 @@ def run_demo(*, images: str, folder: Path, submit: Submit, started_s: float) -> 
     with clock("fetch photographs and weights"):
         sources = own_images(images) if images else demo_sources()
         notice, options = perceptual_weights()
+    made = Made(photos=f"{BUCKET}/demo/{name}", dataset=f"{BUCKET}/datasets/demo-{name}")
+    made.write(folder / f"made-{name}.json")
     with clock("upload to the bucket"):
-        upload(sources, f"{BUCKET}/demo/{name}")
-    dataset = f"{BUCKET}/datasets/demo-{name}"
+        upload(sources, made.photos)
     with clock("ingest"):
-        ingest(f"{BUCKET}/demo/{name}", dataset)
+        ingest(made.photos, made.dataset)
     config = AUTOENCODER[PRESET]()
-    opened = open_dataset(dataset)
-    run = f"{default_run(dataset, PRESET, config)}-of-{opened.number}{'-no-lpips' if options else ''}"
+    opened = open_dataset(made.dataset)
+    run = f"{default_run(made.dataset, PRESET, config)}-of-{opened.number}{'-no-lpips' if '--loss.lpips' in options else ''}"
+    options += ["--loop.steps", str(steps)] if steps else []
     if not (opened.manifest.split == 1).any():
         notice += (" So few photographs were given that none fell into the held-out part: "
                    "training saw all of them.")
@@ -87,22 +88,13 @@ def run_demo(*, images: str, folder: Path, submit: Submit, started_s: float) -> 
                             "mend the cause and run make demo again: it goes on from the last checkpoint")
     with clock("render and report"):
         record = DemoRecord(
-            run=run, dataset=opened, photos=list(shown(opened, run, f"{BUCKET}/demo/{name}", sources)),
+            run=run, dataset=opened, photos=list(shown(opened, run, made.photos, sources)),
             provenance=provenance(sources), seconds=clock.seconds, curves=curves(run), places=places(run, opened),
-            notice=notice.strip(),
+            notice=notice.strip(), rejected=opened.manifest.info["counts"]["rejected"],
             wait_fraction=checkpoint.load(f"{run}/checkpoints/last").meta["metrics"].get("speed/data_wait_fraction"))
         report = folder / "report.html"
         write_report(record, report)
     return report
-
-
-def clean(folder: Path) -> bool:
-    """Remove what the demo put into the bucket and `folder`; whether the bucket holds anything else of the user's."""
-    for info in list(storage.list_objects(BUCKET)):
-        if info.uri.startswith(OWN):
-            storage.delete(info.uri)
-    shutil.rmtree(folder, ignore_errors=True)
-    return any(not info.uri.startswith(f"{BUCKET}/mlflow/") for info in storage.list_objects(BUCKET))
 
 
 class Clock:

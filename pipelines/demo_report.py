@@ -6,7 +6,7 @@ import os
 import platform
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
@@ -64,9 +64,9 @@ class DemoRecord:
     seconds: dict[str, float]
     curves: list[Curve]
     places: list[tuple[str, str, bool]]
+    rejected: dict[str, int]
     notice: str = ""
     wait_fraction: float | None = None
-    rejected: dict[str, int] = field(default_factory=dict)
 
 
 def write_report(record: DemoRecord, path: Path) -> Path:

@@ -61,6 +61,13 @@ def can_run(findings: list[Finding]) -> bool:
     return all(finding.mark != "FAIL" for finding in findings)
 
 
+def ability(findings: list[Finding]) -> str:
+    """What the main job can do here, where nothing stops it."""
+    lacks = [finding.name for finding in findings if finding.name.startswith("lpips-") and finding.mark != "ok"]
+    without = f" (without {', '.join(lacks)}: presets that use it stop and say so, or take --loss.lpips 0)" if lacks else ""
+    return f"the main job can run{without}"
+
+
 def screen(findings: list[Finding], *, width: int = 100, colour: bool = False) -> str:
     """The findings as lines of at most `width` characters; the advice stands under what it is about."""
     codes = {"ok": "32", "warn": "33", "FAIL": "31"}
@@ -75,7 +82,7 @@ def screen(findings: list[Finding], *, width: int = 100, colour: bool = False) -
         lines += textwrap.wrap(finding.advice, width, initial_indent=f"{indent}→ ", subsequent_indent=f"{indent}  ",
                                break_on_hyphens=False)
     counts = {mark: sum(finding.mark == mark for finding in findings) for mark in codes}
-    verdict = "the main job can run" if can_run(findings) else "the main job cannot run: mend what is marked FAIL"
+    verdict = ability(findings) if can_run(findings) else "the main job cannot run: mend what is marked FAIL"
     lines += ["", f"{counts['ok']} ok, {counts['warn']} warn, {counts['FAIL']} FAIL: {verdict}"]
     return "\n".join(lines)
 

@@ -4,6 +4,7 @@ The checkpoints are the run's own (infd/checkpoint.py), not Ray's: the same ones
 without it, and whole or absent. Ray Train sets up the process group and replaces dead workers.
 """
 
+import contextlib
 import logging
 import os
 import time
@@ -15,6 +16,7 @@ from typing import Any
 from infd import checkpoint, storage
 from infd.config import AutoencoderTrainingConfig, RunConfig, flat, unflat
 from infd.errors import ConfigError, TrainingError
+from infd.lease import held
 from infd.training.run import Observer, Run, check_batch, default_run, open_run, required_weights, run_autoencoder
 from infd.training.world import World, join
 from pipelines import logs, tracking
@@ -22,6 +24,10 @@ from pipelines.cluster import autoscales, passed_on
 from pipelines.progress import Observers, ProgressObserver
 
 logger = logging.getLogger(__name__)
+
+GROWTH_S = 1800
+"""For how long a cluster that grows may take to bring the workers: machines start, pull an image, install torch."""
+
 
 def train_autoencoder(preset: str, config: AutoencoderTrainingConfig, where: RunConfig) -> str:
     """Train, or go on training, the run that `where` names; returns the URI of its last checkpoint."""
@@ -37,7 +43,8 @@ def train_autoencoder(preset: str, config: AutoencoderTrainingConfig, where: Run
         logger.info("run %s: finished at step %d already; nothing to do", run.uri, done.step)
         return done.uri
     if where.ray:
-        train_on_ray(run, where)
+        with driving(run):
+            train_on_ray(run, where)
     else:
         train_here(run, where)
     finished = checkpoint.newest(run.uri)
@@ -47,6 +54,11 @@ def train_autoencoder(preset: str, config: AutoencoderTrainingConfig, where: Run
     return finished.uri
 
 
+def driving(run: Run) -> contextlib.AbstractContextManager[None]:
+    """The right to write this run; two drivers of one run would mix their checkpoints."""
+    return held(storage.join(run.uri, "driver.json"), what=f"run {run.uri}")
+
+
 def train_here(run: Run, where: RunConfig) -> None:
     """Train in this process, or as one of torchrun's."""
     world = join(where.device)
@@ -54,8 +66,9 @@ def train_here(run: Run, where: RunConfig) -> None:
     ok = False
     try:
         tracked = replace(run, tracking_id=run_id)
-        run_autoencoder(tracked, world=world, observer=observer(tracked))
-        world.leave()                                              # rank 0 has written its last checkpoint by then
+        with driving(run) if world.rank == 0 else contextlib.nullcontext():
+            run_autoencoder(tracked, world=world, observer=observer(tracked))
+            world.leave()                                          # rank 0 has written its last checkpoint by then
         ok = True
     finally:
         tracking.finish(run_id, ok=ok)
@@ -70,7 +83,8 @@ def train_on_ray(run: Run, where: RunConfig) -> None:
 
     from pipelines.cluster import connect
 
-    with connect(env={**passed_on(), "RAY_TRAIN_V2_ENABLED": "1", "RAY_TRAIN_ENABLE_PRINT_PATCH": "0"}):
+    patience = {"RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": str(GROWTH_S)} if autoscales() else {}
+    with connect(env={**patience, **passed_on(), "RAY_TRAIN_V2_ENABLED": "1", "RAY_TRAIN_ENABLE_PRINT_PATCH": "0"}):
         resources = ray.cluster_resources()
         gpu = wants_gpu(where, resources)
         cpus = check_fits(where, resources, gpu=gpu)

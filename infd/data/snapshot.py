@@ -16,7 +16,7 @@ import logging
 import os
 import tempfile
 import threading
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
@@ -421,6 +421,6 @@ def write_dataset(sources: Iterable[tuple[str, bytes]], uri: str, config: Ingest
     if not entries:
         raise DatasetError(f"{uri}: no photo among {len(rejected)} source files; expected at least one")
     info = {"parent": None, "source": "", "config": configs.flat(config), "config_sha256": configs.identity(config),
-            "counts": {**counts(entries), "rejected": len(rejected)}}
+            "counts": {**counts(entries), "rejected": dict(Counter(error.reason for error in rejected))}}
     commit(root, 1, manifest_bytes(entries, info))
     return open_dataset(f"{root}@1")

@@ -88,15 +88,16 @@ class Window:
         self.rows.append((step, metrics))
 
     def fetch(self, hooks: Hooks) -> Metrics:
-        """Means of the window; calls `hooks.not_finite` with the first step whose loss is not finite."""
+        """Means of the window; calls `hooks.not_finite` with the first step of which any metric is not finite."""
         if not self.rows:
             return {}
         names = sorted(self.rows[-1][1])
         absent = torch.full_like(self.rows[-1][1]["train/loss"], torch.nan)
+        there = torch.tensor([[name in row for name in names] for _, row in self.rows])
         table = torch.stack([torch.stack([row.get(name, absent).float() for name in names])
                              for _, row in self.rows])                                   # (steps, metrics)
         table = self.world.mean(table).cpu()
-        finite = table[:, names.index("train/loss")].isfinite()
+        finite = (table.isfinite() | ~there).all(dim=1)
         if not bool(finite.all()):
             hooks.not_finite(self.rows[int((~finite).nonzero()[0])][0])
         seconds = time.monotonic() - self.started

@@ -24,7 +24,7 @@ from infd import checkpoint, storage
 from infd.config import AutoencoderTrainingConfig, differing, digest, flat, identity, numbers, unflat
 from infd.data.loader import Batch, Loader
 from infd.data.order import Order, validation_samples
-from infd.data.snapshot import Dataset, open_dataset, split_address
+from infd.data.snapshot import Dataset, newest_number, open_dataset, split_address
 from infd.errors import CheckpointError, ConfigError, DatasetError, PreconditionFailed, TrainingError
 from infd.generation.reconstruct import compare, sheet
 from infd.losses.perceptual import Lpips
@@ -87,7 +87,16 @@ def open_run(uri: str, *, preset: str, config: AutoencoderTrainingConfig, datase
                               "name another --run, or take the old values")
     if dataset.rstrip("/") not in (found["snapshot"], found["snapshot"].rsplit("@", 1)[0]):
         raise CheckpointError(f"run {uri}: it reads {found['snapshot']}, not {dataset}; name another --run")
+    warn_of_newer(uri, dataset, found["snapshot"])
     return Run(uri, found["preset"], config, found["snapshot"])
+
+
+def warn_of_newer(uri: str, dataset: str, pinned: str) -> None:
+    """Say so where the dataset has grown since the run began: the run does not see it."""
+    root, asked = split_address(dataset)
+    if asked is None and (newest := newest_number(root)) is not None and pinned != f"{root}@{newest}":
+        logger.warning("run %s: it goes on with %s; the dataset is at @%d by now; to train on that, begin another --run",
+                       uri, pinned, newest)
 
 
 def required_weights(config: AutoencoderTrainingConfig) -> Lpips | None:
@@ -202,22 +211,21 @@ class RunHooks:
         self.observer.picture(step, "preview", page)
 
     def not_finite(self, step: int) -> None:
-        """Save the batch whose loss is not finite, and raise TrainingError with its photographs' addresses."""
-        batch = self.loader.read([self.order.sample(g) for g in self._numbers(step)])
+        """Rank 0 saves the batch of `step`, that of all ranks; all raise TrainingError with its photographs' addresses."""
+        size = self.run.config.loop.batch
+        samples = [self.order.sample(g) for g in range((step - 1) * size, step * size)]
+        address = storage.join(self.run.uri, "failures", f"step-{step:08d}.npz")
+        if self.world.rank != 0:
+            raise TrainingError(f"step {step}: a loss or a weight is not finite; rank 0 saves the batch as {address}")
+        batch = self.loader.read(samples)
         uris = [self.dataset[row]["uri"] for row in batch.rows]
-        name = f"step-{step:08d}-rank-{self.world.rank}.npz"
-        address = storage.join(self.run.uri, "failures", name)
         buffer = io.BytesIO()
         np.savez(buffer, step=step, g=batch.g.numpy(), lowres=batch.lowres.numpy(), patch=batch.patch.numpy(),
                  r=batch.r.numpy(), y=batch.y.numpy(), x=batch.x.numpy(), rows=np.array(batch.rows), uris=np.array(uris))
         storage.put_atomic(address, buffer.getvalue())
-        raise TrainingError(f"step {step}: the loss or a weight is not finite; the batch was saved as {address} "
+        raise TrainingError(f"step {step}: a loss or a weight is not finite; the batch was saved as {address} "
                             f"(photos {', '.join(uris)}); lower optimizer.lr or look at these photos, then resume "
                             "from the last checkpoint by the same command")
-
-    def _numbers(self, step: int) -> list[int]:
-        batch = self.run.config.loop.batch
-        return [(step - 1) * batch + slot for slot in self.world.slots(batch)]
 
     def _whole(self, row: int) -> Callable[[int], Image.Image]:
         def view(r: int) -> Image.Image:

@@ -42,6 +42,12 @@ def test_error_the_missing_header_alone_is_named(tmp_path):
     assert "libjpeg" in done.stderr and "zlib1g-dev" not in done.stderr
 
 
+def test_error_another_processor_is_named(monkeypatch, capsys):
+    monkeypatch.setattr(build_tools.platform, "machine", lambda: "arm64")
+    assert build_tools.main([]) == 1
+    assert "this machine is arm64; pillow-simd is made of x86 instructions" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(("manager", "command"), [
     ("apt-get", "apt-get update && apt-get install -y --no-install-recommends build-essential libwebp-dev"),
     ("dnf", "dnf install -y gcc libwebp-devel"),

@@ -74,6 +74,10 @@ MUTATIONS: dict[str, tuple[str, Callable[[dict[str, Any]], object]]] = {
         docker={"worker_image": "rayproject/ray:2.60.0-py311-gpu"})),
     "no --head": ("no --head", lambda c: replace_in(c, HEAD, "--head ", "")),
     "no autoscaling": ("--autoscaling-config", lambda c: replace_in(c, HEAD, "--autoscaling-config", "--x")),
+    "head in another region": (f"{HEAD}: no AWS_DEFAULT_REGION=us-east-1", lambda c: replace_in(
+        c, HEAD, "AWS_DEFAULT_REGION=us-east-1", "AWS_DEFAULT_REGION=eu-west-1")),
+    "workers without a region": (f"{WORKER}: no AWS_DEFAULT_REGION=eu-west-1",
+                                 lambda c: c["provider"].update(region="eu-west-1")),
     "jobs that do not wait for workers": (f"{HEAD}: no INFD_AUTOSCALING=1", lambda c: replace_in(
         c, HEAD, "INFD_AUTOSCALING=1", "INFD_AUTOSCALING=0")),
     "open dashboard": ("--dashboard-host", lambda c: replace_in(c, HEAD, "host=127.0.0.1", "host=0.0.0.0")),

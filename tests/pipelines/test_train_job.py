@@ -19,8 +19,8 @@ from infra import submit
 from infra.processes import MARKER
 
 LIMIT_S = 240
-MANY = 100_000
-"""Steps of a run that is stopped by hand."""
+FEW, MANY = 60, 200
+"""Steps of the job whose worker is killed, and of the one that is stopped and submitted again."""
 WORKER = "ray::RayTrainWorker"
 
 
@@ -68,22 +68,25 @@ def test_job_goes_on_after_a_killed_worker_and_after_a_stopped_job(stack, bucket
     dataset, run = f"{bucket}/dataset", f"{bucket}/run"
     write_dataset([(f"photo-{seed}.jpg", photo(seed)) for seed in range(8)], dataset, IngestConfig(val_fraction=0.3))
 
-    job, _ = submit.submit(command(dataset, run, steps=MANY), follow=False)
+    job, _ = submit.submit(command(dataset, run, steps=FEW), follow=False)
     client = submit.connect(stack)
     until("the first checkpoint", lambda: checkpoint.pointed(run, "last"))
+    assert (checkpoint.pointed(run, "last") or 0) < FEW, "the job ended before a worker could be killed"
     os.kill(until("a worker", lambda: workers(stack))[0].pid, signal.SIGKILL)
-    resumed = until("the workers' return", lambda: re.search(r"going on from step (\d+)", client.get_job_logs(job)))
-    until("a later checkpoint", lambda: (checkpoint.pointed(run, "last") or 0) > int(resumed[1]))
+    assert submit.wait(client, job) == 0
+    assert re.search(r"going on from step \d+", capfd.readouterr().out)
+    assert checkpoint.load(f"{run}/checkpoints/last").step == FEW
+
+    job, _ = submit.submit(command(dataset, run, steps=MANY), follow=False)
+    until("a later checkpoint", lambda: (checkpoint.pointed(run, "last") or 0) > FEW)
     client.stop_job(job)
     submit.wait(client, job)
     stopped = checkpoint.pointed(run, "last") or 0
-    assert 0 < stopped < MANY
-
-    _, code = submit.submit(command(dataset, run, steps=stopped + 10))
-    assert code == 0
+    assert FEW < stopped < MANY
+    assert submit.submit_or_follow(command(dataset, run, steps=MANY)) == 0
     assert re.search(r"going on from step \d+", capfd.readouterr().out)
     end = checkpoint.load(f"{run}/checkpoints/last")
-    assert end.step == stopped + 10 and end.meta["snapshot"] == f"{dataset}@1"
+    assert end.step == MANY and end.meta["snapshot"] == f"{dataset}@1"
     assert_tracked_once(run, end.step)
 
 

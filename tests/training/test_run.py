@@ -12,7 +12,7 @@ from PIL import Image
 
 from infd import checkpoint
 from infd.config import AutoencoderTrainingConfig, IngestConfig, LossConfig
-from infd.data.snapshot import write_dataset
+from infd.data.snapshot import commit, manifest_bytes, open_dataset, read_table, write_dataset
 from infd.errors import CheckpointError, ConfigError, TrainingError, WeightsError
 from infd.generation.load import load_autoencoder
 from infd.presets import tiny
@@ -105,10 +105,21 @@ def test_a_run_leaves_checkpoints_previews_and_metrics(dataset, tmp_path):
     assert image.shape == (1, 3, 96, 80) and bool(image.isfinite().all())
 
 
-def test_a_run_keeps_its_snapshot_when_the_dataset_grows(dataset, tmp_path):
+def test_a_run_keeps_its_snapshot_when_the_dataset_grows(dataset, tmp_path, caplog):
     run = begin(str(tmp_path / "run"), dataset)
     assert run.snapshot == f"{dataset}@1"
-    assert begin(run.uri, f"{dataset}@1").snapshot == run.snapshot
+    first = open_dataset(dataset)
+    grown = read_table(first.uri, 1).to_pylist()
+    commit(first.uri, 2, manifest_bytes(grown[:1], {"parent": 1}))
+    try:
+        assert open_dataset(dataset).number == 2
+        with caplog.at_level("WARNING"):
+            assert begin(run.uri, dataset).snapshot == f"{dataset}@1"
+        assert "goes on with" in caplog.text and "@2 by now" in caplog.text
+        assert begin(run.uri, f"{dataset}@1").snapshot == run.snapshot
+    finally:
+        Path(first.uri, "snapshots", "00000002.parquet").unlink()
+        Path(first.uri, "latest").write_text("1")
 
 
 def test_error_another_config_may_not_go_on(dataset, tmp_path):
@@ -124,7 +135,7 @@ def test_error_another_config_may_not_go_on(dataset, tmp_path):
 
 def test_error_a_loss_that_is_not_finite_stops_and_keeps_the_batch(dataset, tmp_path):
     run = begin(str(tmp_path / "run"), dataset, optimizer=dataclasses.replace(tiny().optimizer, lr=1e30, warmup_steps=0))
-    with pytest.raises(TrainingError, match=r"step \d+: the loss or a weight is not finite; the batch was saved as .*photo-\d"):
+    with pytest.raises(TrainingError, match=r"step \d+: a loss or a weight is not finite; the batch was saved as .*photo-\d"):
         run_autoencoder(run, world=World(), observer=Recorder())
     (saved,) = Path(run.uri, "failures").iterdir()
     content = np.load(saved)

@@ -1,0 +1,82 @@
+"""The demo on the real stack: from files to a report, again without training, and away without taking others' data."""
+
+import io
+import json
+import re
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from infd import checkpoint, storage
+from infd.errors import InfdError
+from infra import submit
+from pipelines import demo, demo_clean
+
+
+def jpeg(seed: int, size: tuple[int, int]) -> bytes:
+    coarse = Image.fromarray(np.random.default_rng(seed).integers(0, 256, (6, 6, 3), dtype=np.uint8))
+    buffer = io.BytesIO()
+    coarse.resize(size, Image.Resampling.BICUBIC).save(buffer, "JPEG", quality=95)
+    return buffer.getvalue()
+
+
+@pytest.fixture
+def images(tmp_path):
+    """Six photographs, one that is too small, and one that is none."""
+    folder = tmp_path / "images"
+    folder.mkdir()
+    for seed in range(6):
+        (folder / f"photo {seed}.jpg").write_bytes(jpeg(seed, (340, 300)))
+    (folder / "small.jpg").write_bytes(jpeg(9, (200, 100)))
+    (folder / "broken.jpg").write_bytes(b"no photograph")
+    return folder
+
+
+def no_network(name: str, *, source: str) -> None:
+    raise InfdError(f"{name}: no network")
+
+
+def checkpoints(run: str) -> dict[str, str]:
+    """Addresses and etags of all files of the run's checkpoints."""
+    return {info.uri: info.etag for info in storage.list_objects(f"{run}/checkpoints")}
+
+
+@pytest.mark.slow
+def test_the_demo_reports_resumes_and_takes_away_only_its_own(stack, bucket, images, tmp_path, monkeypatch, capfd):
+    monkeypatch.setattr(demo, "check_weights", lambda net: SimpleNamespace(state="missing"))
+    monkeypatch.setattr(demo, "get_weights", no_network)
+    monkeypatch.setattr(demo, "BUCKET", bucket)
+    folder = tmp_path / "demo"
+
+    def run() -> str:
+        return demo.run_demo(images=str(images), folder=folder, submit=submit.submit_or_follow, started_s=1.0,
+                             steps=4).read_text()
+
+    page = run()
+    assert "rejected: 1 too_small, 1 unsupported" in page and "LPIPS has weight 0" in page
+    assert all(address.startswith("data:") for address in re.findall(r'src="([^"]*)"', page)) and page.count("<img") > 12
+    assert not re.findall(r"<(?:script|link)\b", page)
+    made = demo_clean.Made(**json.loads(next(folder.glob(demo_clean.RECORD)).read_text()))
+    (tracked,) = (info.uri for info in storage.list_objects(made.dataset) if info.uri.endswith("mlflow.json"))
+    training = storage.parent(tracked)
+    before = checkpoints(training)
+    assert checkpoint.pointed(training, "last") == 4
+
+    capfd.readouterr()
+    run()
+    assert "finished at step 4 already; nothing to do" in capfd.readouterr().out
+    assert checkpoints(training) == before
+
+    from mlflow.tracking import MlflowClient
+
+    client, own = MlflowClient(), json.loads(storage.read_bytes(tracked))["run_id"]
+    foreign = client.create_run(client.create_experiment(f"foreign-{own}")).info.run_id
+    storage.put_atomic(f"{bucket}/datasets/demo-of-mine/shard", b"precious")
+    demo_clean.clean(folder)
+    assert [info.uri for info in storage.list_objects(bucket)] == [f"{bucket}/datasets/demo-of-mine/shard"]
+    assert client.get_run(own).info.lifecycle_stage == "deleted"
+    assert client.get_run(foreign).info.lifecycle_stage == "active" and not folder.exists()
+    assert {f"s3://{storage.join(bucket).split('/')[2]}", f"MLflow experiment foreign-{own}"} <= {*demo_clean.others()}
+    client.delete_run(foreign)
