@@ -37,6 +37,8 @@ class IngestConfig:
     """Photos with a shorter short side are rejected; nothing is enlarged."""
     max_pixels: int = 300_000_000
     """Photos with more pixels are rejected before they are decoded."""
+    max_aspect: float = 16
+    """Photos whose long side is more than this many times the short side are rejected before they are decoded."""
     max_bytes: int = 2 << 30
     """Source files with more bytes are rejected before they are read."""
     shard_bytes: int = 128 << 20
@@ -51,6 +53,7 @@ class IngestConfig:
     def __post_init__(self) -> None:
         require(64 <= self.tile_px <= 1024, "tile_px", self.tile_px, "must lie in 64 to 1024")
         require(self.min_side_px >= 16, "min_side_px", self.min_side_px, "must be at least 16")
+        require(self.max_aspect >= 1, "max_aspect", self.max_aspect, "must be at least 1")
         require(0 <= self.val_fraction < 1, "val_fraction", self.val_fraction, "must lie in [0, 1)")
         for name in ("max_pixels", "max_bytes", "shard_bytes", "unit_bytes", "unit_photos"):
             require(getattr(self, name) > 0, name, getattr(self, name), "must be above 0")
@@ -82,6 +85,8 @@ class CropConfig:
     """That share; in every 64 samples of a slot it holds to the nearest whole number."""
     view: Literal["center", "random"] = "center"
     """Where the square view lies along the photo's long side."""
+    flip: bool = False
+    """Mirror every other view, left to right, at random; the published code does not."""
 
     def __post_init__(self) -> None:
         require(self.patch_px >= 16, "crop.patch_px", self.patch_px, "must be at least 16")

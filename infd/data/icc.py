@@ -1,128 +1,84 @@
-"""ICC profiles of the matrix kind → sRGB, in NumPy.
+"""ICC profiles → sRGB, by the Little CMS of the imagecodecs wheel.
 
-Pillow converts profiles only where it was built with littlecms, so the same photo would give other bytes on another
-machine. Nearly every profile inside a photo is of the matrix kind (three primaries and three curves: sRGB, Display P3,
-Adobe RGB, ProPhoto) or grey with one curve, and those take a page. Others (CMYK, table based) are not converted.
-
-Source: ICC.1:2010, sections 7.2, 9.2, 10.5 (curv), 10.15 (para), 10.18 (XYZ); sRGB: IEC 61966-2-1, adapted to D50.
+The wheel is pinned and carries its own library, whose pixel loops are integer arithmetic over tables, so a photo gives
+the same bytes on every machine; a Pillow built elsewhere may have another Little CMS or none. Matrix, grey, table-based
+and CMYK profiles are converted, by relative colorimetry with black point compensation, as picture editors show them. A profile
+that is not understood, or of another colour space than the pixels, leaves the numbers as they are.
 """
 
 import functools
-import struct
 
+import imagecodecs
 import numpy as np
 from PIL import Image
 
-SRGB_TO_XYZ = np.array([[0.4360747, 0.3850649, 0.1430804],
-                        [0.2225045, 0.7168786, 0.0606169],
-                        [0.0139322, 0.0971045, 0.7141733]])
-"""Linear sRGB → XYZ under D50, the profiles' common ground."""
-ENCODE_STEPS = 1 << 14
-"""Entries of the table linear → sRGB; the error is below 0.3 levels but in the darkest five, below 1 there."""
-STRIP_PX = 1 << 20
-MAX_TAGS = 100
+STRIP_PX = 1 << 22
+"""Pixels converted at once: opening a profile costs up to 0.2 s, a strip up to 28 MB."""
+MAX_PROFILE_BYTES = 8 << 20
+"""A longer profile is not looked at; real ones end below 4 MB."""
+SPACES = {"L": b"GRAY", "RGB": b"RGB ", "CMYK": b"CMYK"}
+"""PIL mode → the colour space that a profile for it names. Source: ICC.1:2022, table 19."""
+ENCODED_PRIMARIES = {9: (0.708, 0.292, 0.170, 0.797, 0.131, 0.046), 12: (0.680, 0.320, 0.265, 0.690, 0.150, 0.060)}
+"""Code of the primaries in AVIF and HEIC → their xy: BT.2020 and Display P3. Source: ITU-T H.273, table 2."""
+D65 = (0.3127, 0.3290)
+COLORIMETRIC = int(imagecodecs.CMS.INTENT.RELATIVE_COLORIMETRIC)
+FLAGS = int(imagecodecs.CMS.FLAGS.BLACKPOINTCOMPENSATION | imagecodecs.CMS.FLAGS.NOCACHE)
 
 
 def to_srgb(image: Image.Image, profile: bytes | None) -> Image.Image:
-    """`image` (L or RGB) as RGB in sRGB. Without a profile, or with one that is not understood, numbers are kept."""
-    if profile:
-        lookup, matrix = _parsed(bytes(profile), image.mode)
-        if lookup is not None:
-            return _converted(image, lookup, matrix)
-    return image if image.mode == "RGB" else image.convert("RGB")
+    """`image` (L, RGB or CMYK) as RGB in sRGB. Without a profile, or with one that is not understood, numbers are kept.
 
-
-@functools.lru_cache(maxsize=64)
-def _parsed(profile: bytes, mode: str) -> tuple[np.ndarray | None, np.ndarray | None]:
-    """(curves (C, 256) → linear, matrix (3, 3) to linear sRGB or None for grey); (None, None): leave the numbers."""
-    try:
-        space, tags = profile[16:20], _tags(profile)
-        if mode == "L" and space == b"GRAY":
-            return _curve(tags[b"kTRC"])[None], None
-        if mode != "RGB" or space != b"RGB " or b"A2B0" in tags:
-            return None, None
-        curves = np.stack([_curve(tags[name]) for name in (b"rTRC", b"gTRC", b"bTRC")])
-        primaries = np.stack([_xyz(tags[name]) for name in (b"rXYZ", b"gXYZ", b"bXYZ")], axis=1)
-        matrix = np.linalg.inv(SRGB_TO_XYZ) @ primaries
-    except (KeyError, struct.error, ValueError, IndexError, OverflowError):
-        return None, None
-    if not (np.isfinite(curves).all() and np.isfinite(matrix).all()) or _is_srgb(curves, matrix):
-        return None, None
-    return curves, matrix
-
-
-def _tags(profile: bytes) -> dict[bytes, bytes]:
-    (count,) = struct.unpack_from(">I", profile, 128)
-    if count > MAX_TAGS:
-        raise ValueError("too many tags")
-    entries = (struct.unpack_from(">4sII", profile, 132 + 12 * i) for i in range(count))
-    return {name: profile[offset:offset + size] for name, offset, size in entries}
-
-
-def _xyz(tag: bytes) -> np.ndarray:
-    if tag[:4] != b"XYZ ":
-        raise ValueError("not an XYZ tag")
-    return np.array(struct.unpack_from(">3i", tag, 8)) / 65536
-
-
-def _curve(tag: bytes) -> np.ndarray:
-    """Linear light (256,) of the sample values 0 … 255."""
-    x = np.arange(256) / 255
-    if tag[:4] == b"para":
-        return _parametric(tag, x)
-    if tag[:4] != b"curv":
-        raise ValueError("not a curve")
-    (count,) = struct.unpack_from(">I", tag, 8)
-    if count == 0:
-        return x
-    values = np.frombuffer(tag, ">u2", count, 12).astype(np.float64)
-    return x ** (values[0] / 256) if count == 1 else np.interp(x, np.linspace(0, 1, count), values / 65535)
-
-
-def _parametric(tag: bytes, x: np.ndarray) -> np.ndarray:
-    """Curve kinds 0 to 4: (a x + b)^g + e where x ≥ d, else c x + f."""
-    (kind,) = struct.unpack_from(">H", tag, 8)
-    given = [value / 65536 for value in struct.unpack_from(f">{(1, 3, 4, 5, 7)[kind]}i", tag, 12)]
-    g, a, b, c, d, e, f = [*given, *(1.0, 1.0, 0.0, 0.0, 0.0, 0.0, 0.0)[len(given):]]
-    if kind in (1, 2):  # these two begin where the base reaches 0, and 2 adds its constant on both sides
-        if a == 0:
-            raise ValueError("a curve without slope")
-        e = f = given[3] if kind == 2 else 0.0
-        c, d = 0.0, -b / a
-    with np.errstate(all="ignore"):  # a hostile curve may overflow; the caller looks for numbers that are not finite
-        return np.where(x >= d, np.maximum(a * x + b, 0) ** g + e, c * x + f)
-
-
-def _encode_table() -> np.ndarray:
-    """sRGB levels (ENCODE_STEPS + 1,) of linear light in [0, 1]."""
-    linear = np.arange(ENCODE_STEPS + 1) / ENCODE_STEPS
-    encoded = np.where(linear <= 0.0031308, 12.92 * linear, 1.055 * np.maximum(linear, 1e-9) ** (1 / 2.4) - 0.055)
-    return np.round(encoded * 255).astype(np.uint8)
-
-
-ENCODED = functools.cache(_encode_table)
-
-
-def _encoded(linear: np.ndarray) -> np.ndarray:
-    return ENCODED()[np.round(linear.clip(0, 1) * ENCODE_STEPS).astype(np.int32)]
-
-
-def _is_srgb(curves: np.ndarray, matrix: np.ndarray) -> bool:
-    """True where conversion would move no level by more than one: then the stored pixels are the better ones."""
-    cube = np.stack(np.meshgrid(*[np.arange(0, 256, 15)] * 3), -1).reshape(-1, 3)
-    linear = np.stack([curves[c][cube[:, c]] for c in range(3)], -1) @ matrix.T
-    return int(np.abs(_encoded(linear).astype(int) - cube).max()) <= 1
-
-
-def _converted(image: Image.Image, curves: np.ndarray, matrix: np.ndarray | None) -> Image.Image:
-    if matrix is None:
-        return image.point(_encoded(curves[0]).tolist()).convert("RGB")
-    out = Image.new("RGB", image.size)
+    Law: a profile under which no level of the test cube moves by more than one changes no pixel. The image given may
+    be changed in place.
+    """
+    profile = bytes(profile or b"")[:MAX_PROFILE_BYTES + 1]
+    if image.mode == "L" and profile[16:20] == SPACES["RGB"]:
+        image = image.convert("RGB")
+    if not 128 < len(profile) <= MAX_PROFILE_BYTES or profile[16:20] != SPACES[image.mode] or not _moves(profile, image.mode):
+        return image if image.mode == "RGB" else image.convert("RGB")
+    out = image if image.mode == "RGB" else Image.new("RGB", image.size)
     rows = max(1, STRIP_PX // image.width)
-    light, to_linear = curves.astype(np.float32), matrix.T.astype(np.float32)
     for top in range(0, image.height, rows):
         box = (0, top, image.width, min(image.height, top + rows))
-        strip = np.asarray(image.crop(box))  # (H, W, 3)
-        linear = np.stack([light[c][strip[..., c]] for c in range(3)], -1) @ to_linear
-        out.paste(Image.fromarray(_encoded(linear), "RGB"), box)
+        out.paste(Image.fromarray(_converted(np.asarray(image.crop(box)), profile, image.mode)), box)
     return out
+
+
+def of_code_points(primaries: int, transfer: int) -> bytes | None:
+    """The profile that the code points of an AVIF or HEIC name; None: sRGB, unknown, or a transfer other than sRGB's."""
+    return _encoded_profile(primaries) if transfer == 13 and primaries in ENCODED_PRIMARIES else None
+
+
+@functools.cache
+def _encoded_profile(primaries: int) -> bytes:
+    x = np.arange(4096) / 4095
+    linear = np.where(x <= 0.04045, x / 12.92, ((x + 0.055) / 1.055) ** 2.4)
+    return imagecodecs.cms_profile("rgb", whitepoint=D65, primaries=ENCODED_PRIMARIES[primaries],
+                                   transferfunction=np.round(linear * 65535).astype(np.uint16))
+
+
+SRGB = functools.cache(functools.partial(imagecodecs.cms_profile, "srgb"))
+
+
+def _converted(samples: np.ndarray, profile: bytes, mode: str) -> np.ndarray:
+    """(H, W) or (H, W, C) uint8 in `profile` → (H, W, 3) uint8 in sRGB. Raises RuntimeError or ValueError."""
+    space = {"L": "gray", "RGB": "rgb", "CMYK": "cmyk"}[mode]
+    return imagecodecs.cms_transform(samples, profile, SRGB(), colorspace=space, outcolorspace="rgb",
+                                     intent=COLORIMETRIC, flags=FLAGS)
+
+
+@functools.lru_cache(maxsize=8)
+def _moves(profile: bytes, mode: str) -> bool:
+    """Whether the profile is understood and moves a level by more than one; else the stored numbers are the better ones."""
+    levels = np.arange(0, 256, 15, dtype=np.uint8)
+    cube = {"L": np.arange(256, dtype=np.uint8)[None],  # (1, 256)
+            "RGB": np.stack(np.meshgrid(levels, levels, levels), -1).reshape(1, -1, 3),
+            "CMYK": np.zeros((1, 1, 4), np.uint8)}[mode]
+    try:
+        found = _converted(cube, profile, mode)
+    except (RuntimeError, ValueError):
+        return False
+    if mode == "CMYK":
+        return True
+    expected = cube if mode == "RGB" else cube[..., None]
+    return int(np.abs(found.astype(int) - expected).max()) > 1

@@ -13,6 +13,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import imagecodecs
 import numpy as np
 import PIL
 import pyarrow as pa
@@ -70,7 +71,8 @@ def photo_row(uri: str, etag: str, data: bytes, *, config: IngestConfig, group: 
     if len(data) > config.max_bytes:
         raise PhotoError("too_many_bytes", f"{len(data)} bytes, more than {config.max_bytes}")
     try:
-        image = photo.decode(data, max_pixels=config.max_pixels, min_side_px=config.min_side_px)
+        image = photo.decode(data, max_pixels=config.max_pixels, min_side_px=config.min_side_px,
+                             max_aspect=config.max_aspect)
         made = pyramid.build(image, config)
     except MemoryError as error:  # says nothing of the file: a later ingest, on a larger machine, tries again
         raise PhotoError("unreadable", "not enough memory") from error
@@ -84,10 +86,15 @@ def photo_row(uri: str, etag: str, data: bytes, *, config: IngestConfig, group: 
             "levels": [level._asdict() for level in made.levels], "tiles": made.tiles}
 
 
+def versions() -> dict[str, str]:
+    """The packages on which the bytes of a shard depend."""
+    return {"imagecodecs": imagecodecs.__version__, "pillow": PIL.__version__, "pyarrow": pa.__version__}
+
+
 def schema_of(config: IngestConfig) -> pa.Schema:
     """SCHEMA with the metadata that a reader needs. No time, no host: equal inputs give equal files."""
     about = {"format": FORMAT, "tile_px": str(config.tile_px), "codec": config.codec, "filter": "lanczos",
-             "versions": json.dumps({"pillow": PIL.__version__, "pyarrow": pa.__version__}, sort_keys=True)}
+             "versions": json.dumps(versions())}
     return SCHEMA.with_metadata(about)
 
 

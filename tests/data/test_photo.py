@@ -1,9 +1,15 @@
 """Source files of every kind become upright sRGB photos, or are refused with a word of the closed vocabulary."""
 
+import os
 import re
 import struct
+import subprocess
+import sys
+import tracemalloc
 import zlib
+from pathlib import Path
 
+import imagecodecs
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -12,7 +18,7 @@ from numpy.testing import assert_array_equal
 from pictures import encoded, picture
 from PIL import Image
 
-from infd.data import icc, photo
+from infd.data import icc, isobmff, jpeg, photo, tiff
 from infd.errors import PhotoError
 
 LIMITS = {"max_pixels": 10**6, "min_side_px": 16}
@@ -119,7 +125,8 @@ def test_error_each_limit_has_its_reason():
     data = encoded(picture(100, 40))
     assert str(refusal(data, min_side_px=41)) == "too_small: 100x40, short side below 41"
     assert str(refusal(data, max_pixels=3999)) == "too_many_pixels: 100x40, more than 3999 pixels"
-    decoded(data, min_side_px=40, max_pixels=4000)
+    assert str(refusal(data, max_aspect=2.4)) == "too_long: 100x40, long side above 2.4 times the short side"
+    decoded(data, min_side_px=40, max_pixels=4000, max_aspect=2.5)
     assert refusal(b"").reason == "empty"
     assert refusal(b"GIF89a" + bytes(50)).reason == "unsupported"
     assert refusal(b"<svg></svg>").reason == "unsupported"
@@ -185,6 +192,151 @@ def exif_of_six() -> Image.Exif:
 SEEDS = {kind: encoded(picture(48, 32), kind, exif=exif_of_six()) for kind in ("JPEG", "PNG", "WEBP")}
 
 
+def box(name: bytes, *parts: bytes) -> bytes:
+    body = b"".join(parts)
+    return struct.pack(">I4s", 8 + len(body), name) + body
+
+
+def grid(side: int, tile: int, *properties: bytes) -> bytes:
+    """The boxes of an AVIF whose picture is a grid of two tiles; there are no coded pixels."""
+    def item(number: int, kind: bytes) -> bytes:
+        return box(b"infe", b"\2\0\0\0", struct.pack(">HH4s", number, 0, kind), b"\0")
+
+    def ispe(width: int, height: int) -> bytes:
+        return box(b"ispe", bytes(4), struct.pack(">II", width, height))
+
+    known = [ispe(side, side), ispe(tile, tile), *properties]
+    owned = bytes([1, 1 + len(properties), 1, *range(3, 3 + len(properties))])
+    ipma = bytes(4) + struct.pack(">I", 3) + b"\0" + owned + b"\0\2\1\2" + b"\0\3\1\2"
+    return box(b"ftyp", b"avif", bytes(4), b"avifmif1") + box(
+        b"meta", bytes(4), box(b"pitm", bytes(4), b"\0\1"),
+        box(b"iinf", bytes(4), b"\0\3", item(1, b"grid"), item(2, b"av01"), item(3, b"av01")),
+        box(b"iref", bytes(4), box(b"dimg", struct.pack(">HH2H", 1, 2, 2, 3))),
+        box(b"iprp", box(b"ipco", *known), box(b"ipma", ipma)))
+
+
+def test_law_the_sides_of_a_grid_are_those_of_the_whole_and_of_its_tiles():
+    still = isobmff.still(grid(900, 512, box(b"irot", b"\1"), box(b"imir", b"\1")))
+    assert still.kind == "AVIF" and still.sides == [(900, 900), (512, 512), (512, 512)]
+    assert still.upright == [Image.Transpose.ROTATE_90, Image.Transpose.FLIP_LEFT_RIGHT]
+    assert refusal(grid(900, 512)).reason == "corrupt"  # within limits, and then without pixels
+    assert refusal(grid(1001, 512)).reason == "too_many_pixels"
+    assert refusal(grid(900, 1 << 20)).reason == "too_many_pixels"
+    assert refusal(grid(8, 8)).reason == "too_small"
+    assert refusal(grid(900, 512)[:200]).reason == "truncated"
+
+
+def test_law_a_tiff_is_measured_before_anything_is_allocated():
+    data = imagecodecs.tiff_encode(np.asarray(picture(60, 50)), compression="none")
+    _, fields = tiff._fields(data)
+    for tag, size in ((256, 1 << 20), (257, 1 << 20)):
+        place = next(at for at in range(struct.unpack_from("<I", data, 4)[0] + 2, len(data), 12)
+                     if struct.unpack_from("<H", data, at)[0] == tag)
+        huge = data[:place] + struct.pack("<HHII", tag, 4, 1, size) + data[place + 12:]
+        assert refusal(huge).reason in ("too_many_pixels", "too_small")
+    assert set(fields) >= {256, 257, 273, 279}
+
+
+def test_error_a_heic_without_its_decoder_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "pillow_heif", None)
+    error = refusal(Path(__file__).with_name("photos").joinpath("plain.heic").read_bytes())
+    assert (error.reason, error.detail) == ("no_decoder", "install infd[heic]")
+
+
+def test_error_a_jpeg_of_countless_scans_is_refused_unread():
+    data = encoded(picture(64, 48), "JPEG", progressive=True)
+    start, end = data.rindex(b"\xff\xda"), data.rindex(b"\xff\xd9")
+    assert jpeg.frame(data).scans <= 10
+    bomb = data[:start] + data[start:end] * 200 + data[end:]
+    assert str(refusal(bomb)) == "bomb: JPEG of more than 100 scans"
+    baseline = encoded(picture(64, 48), "JPEG")
+    assert jpeg.frame(baseline + baseline[2:] * 200).scans == 1  # what follows the picture is not looked at
+    assert jpeg.frame(b"\xff\xd8\x00\x17\xff\xff\xd0" + baseline[2:]) == (64, 48, 1)  # nor is what stands between markers
+
+
+def test_law_cmyk_is_inverted_only_where_adobe_marks_it():
+    marked = encoded(Image.new("CMYK", (32, 32), (0, 200, 100, 0)), "JPEG", quality=100)
+    at = marked.index(b"\xff\xee")
+    plain = marked[:at] + marked[at + 2 + struct.unpack_from(">H", marked, at + 2)[0]:]
+    assert np.abs(decoded(marked)[16, 16].astype(int) - (255, 55, 155)).max() <= 3
+    assert np.abs(decoded(plain)[16, 16].astype(int) - (0, 0, 0)).max() <= 3  # full black ink
+
+
+def test_error_deflate_bombs_in_png_text_and_profile_are_not_unfolded():
+    bomb = zlib.compress(bytes(1 << 28), 9)
+    data = encoded(picture(60, 50))
+    for name in (b"iCCP", b"zTXt"):
+        body = name + b"x\0\0" + bomb
+        chunk = struct.pack(">I", len(body) - 4) + body + struct.pack(">I", zlib.crc32(body))
+        tracemalloc.start()
+        result = outcome(data[:33] + chunk + data[33:])
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert isinstance(result, bytes) or result[0] in photo.REASONS
+        assert peak < 16 << 20
+
+
+# ---------------------------------------------------------------- memory
+
+MEASURE = """
+import sys
+from infd.data import icc, photo
+icc.SRGB()
+def peak():
+    return int(next(line for line in open("/proc/self/status") if line.startswith("VmHWM")).split()[1]) * 1024
+def decode(path):
+    with open(path, "rb") as file:
+        data = file.read()
+    before = peak()
+    return photo.decode(data, max_pixels=300_000_000, min_side_px=16), before
+decode(sys.argv[2])
+image, before = decode(sys.argv[1])
+print(image.width, image.height, peak() - before)
+"""
+
+
+def decoding_bytes(path: Path, warm: str) -> tuple[int, int, int]:
+    """Sides, and how far decoding raises a fresh process's peak, after it has decoded the small file `warm`."""
+    small = Path(__file__).with_name("photos") / warm
+    run = subprocess.run([sys.executable, "-c", MEASURE, str(path), str(small)], check=True, capture_output=True, text=True,
+                         cwd=Path(__file__).parents[2], env={**os.environ, "OMP_NUM_THREADS": "1"})
+    width, height, grown = map(int, run.stdout.split())
+    return width, height, grown
+
+
+def tiff_of(image: Image.Image, **options: object) -> bytes:
+    return imagecodecs.tiff_encode(np.asarray(image), **options)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("warm", "make", "bound"), [
+    ("p3.jpg", lambda image: encoded(image, "JPEG"), 4.5),
+    ("p3.jpg", lambda image: encoded(image, "JPEG", exif=exif_of_six()), 8.5),
+    ("progressive.jpg", lambda image: encoded(image, "JPEG", progressive=True, subsampling=0), 10.5),
+    ("p3.jpg", lambda image: encoded(image, "JPEG", icc_profile=imagecodecs.cms_profile("adobergb")), 8.5),
+    ("ycck.jpg", lambda image: encoded(image.convert("CMYK"), "JPEG"), 8.5),
+    ("alpha.png", lambda image: encoded(image.convert("RGBA"), compress_level=1), 10),
+    ("lossy.webp", lambda image: encoded(image, "WEBP", method=0), 16.5),
+    ("none.tif", lambda image: tiff_of(image, compression="none", rowsperstrip=64), 5),
+    ("none.tif", lambda image: tiff_of(image, compression="deflate", rowsperstrip=3000, predictor=2), 14.5),
+    ("full.avif", lambda image: imagecodecs.avif_encode(np.asarray(image), level=60, speed=10, numthreads=1), 8.5)])
+def test_law_memory_is_a_few_bytes_a_pixel(tmp_path, warm, make, bound):
+    (tmp_path / "file").write_bytes(make(picture(4000, 3000)))
+    width, height, grown = decoding_bytes(tmp_path / "file", warm)
+    assert grown < bound * width * height
+
+
+@pytest.mark.slow
+def test_law_a_jpeg_of_216_megapixels_takes_four_bytes_a_pixel(tmp_path):
+    """12,000 x 18,000 px: 0.9 GB beside the file."""
+    tiles = np.tile(np.asarray(picture(1200, 1200)), (15, 10, 1))
+    (tmp_path / "giant.jpg").write_bytes(imagecodecs.jpeg8_encode(tiles, level=80))
+    assert jpeg.frame((tmp_path / "giant.jpg").read_bytes())[:2] == (12_000, 18_000)
+    width, height, grown = decoding_bytes(tmp_path / "giant.jpg", "p3.jpg")
+    assert (width, height) == (12_000, 18_000)
+    assert grown < 4.2 * width * height
+
+
 # ---------------------------------------------------------------- colour
 
 
@@ -203,12 +355,15 @@ def profile(primaries: np.ndarray, curve: bytes) -> bytes:
     for name, data in tags:
         table += struct.pack(">4sII", name, offset + len(body), len(data))
         body += data
-    head = bytearray(128)
+    head = bytearray(struct.pack(">IIB", 132 + len(table) + len(body), 0, 2) + bytes(119))  # size, maker, version 2
     head[12:24] = b"mntrRGB XYZ "
     head[36:40] = b"acsp"
     return bytes(head) + struct.pack(">I", len(tags)) + table + body
 
 
+SRGB_TO_XYZ = np.array([[0.4360747, 0.3850649, 0.1430804], [0.2225045, 0.7168786, 0.0606169],
+                        [0.0139322, 0.0971045, 0.7141733]])
+"""Linear sRGB → XYZ under D50. Source: IEC 61966-2-1, adapted by Bradford."""
 P3 = np.array([[0.51512, 0.29198, 0.15710], [0.24120, 0.69225, 0.06657], [-0.00105, 0.04189, 0.78407]])
 """Display P3's primaries under D50. Source: the profile that Apple publishes."""
 
@@ -216,7 +371,7 @@ P3 = np.array([[0.51512, 0.29198, 0.15710], [0.24120, 0.69225, 0.06657], [-0.001
 def test_ref_a_wide_profile_is_converted():
     levels = np.random.default_rng(0).integers(30, 226, (32, 32, 3)).astype(np.uint8)
     found = decoded(encoded(Image.fromarray(levels), icc_profile=profile(P3, gamma_curve(2.2)))).astype(float)
-    linear = (levels / 255) ** 2.2 @ P3.T @ np.linalg.inv(icc.SRGB_TO_XYZ).T
+    linear = (levels / 255) ** 2.2 @ P3.T @ np.linalg.inv(SRGB_TO_XYZ).T
     srgb = np.where(linear <= 0.0031308, 12.92 * linear, 1.055 * np.maximum(linear, 1e-9) ** (1 / 2.4) - 0.055)
     assert np.abs(found - srgb.clip(0, 1) * 255).max() <= 1
     assert np.abs(found - levels).max() > 8  # it moved: P3's greens lie outside sRGB
@@ -235,22 +390,57 @@ def test_law_an_srgb_profile_changes_no_pixel():
     curve = b"curv\0\0\0\0" + struct.pack(">I1024H", 1024, *np.round(srgb * 65535).astype(int))
     levels = np.random.default_rng(0).integers(0, 256, (64, 64, 3)).astype(np.uint8)
     image = Image.fromarray(levels)
-    assert_array_equal(decoded(encoded(image, icc_profile=profile(icc.SRGB_TO_XYZ, curve))), levels)
+    assert_array_equal(decoded(encoded(image, icc_profile=profile(SRGB_TO_XYZ, curve))), levels)
     assert (decoded(encoded(image, icc_profile=profile(P3, curve))) != levels).any()
 
 
-def test_ref_parametric_curves():
-    x = np.arange(256) / 255
-    def para(kind: int, *values: float) -> np.ndarray:
-        return icc._curve(b"para\0\0\0\0" + struct.pack(f">HH{len(values)}i", kind, 0, *(round(v * 65536) for v in values)))
+def test_ref_parametric_curves_are_read():
+    """A curve given by its formula and the same curve as a table convert alike."""
+    x = np.arange(4096) / 4095
+    table = np.where(x < 0.04045, x / 12.92, ((x + 0.055) / 1.055) ** 2.4)
+    values = (2.4, 1 / 1.055, 0.055 / 1.055, 1 / 12.92, 0.04045)
+    formula = b"para\0\0\0\0" + struct.pack(">HH5i", 3, 0, *(round(v * 65536) for v in values))
+    tabled = b"curv\0\0\0\0" + struct.pack(">I4096H", 4096, *np.round(table * 65535).astype(int))
+    image = picture(64, 48)
+    found = [np.asarray(icc.to_srgb(image.copy(), profile(P3, curve))).astype(int) for curve in (formula, tabled)]
+    assert np.abs(found[0] - found[1]).max() <= 1
+    assert np.abs(found[0] - np.asarray(image)).max() > 3
 
-    np.testing.assert_allclose(para(0, 2.0), x**2, atol=1e-4)
-    np.testing.assert_allclose(para(1, 2.0, 1.0, -0.5), np.where(x >= 0.5, (x - 0.5) ** 2, 0), atol=1e-4)
-    np.testing.assert_allclose(para(2, 2.0, 1.0, -0.5, 0.1), np.where(x >= 0.5, (x - 0.5) ** 2, 0) + 0.1, atol=1e-4)
-    srgb = np.where(x < 0.04045, x / 12.92, ((x + 0.055) / 1.055) ** 2.4)
-    np.testing.assert_allclose(para(3, 2.4, 1 / 1.055, 0.055 / 1.055, 1 / 12.92, 0.04045), srgb, atol=1e-4)
-    np.testing.assert_allclose(para(4, 2.4, 1 / 1.055, 0.055 / 1.055, 1 / 12.92, 0.04045, 0.25, 0.125),
-                               np.where(x < 0.04045, srgb + 0.125, srgb + 0.25), atol=1e-4)
+
+def test_law_a_grey_profile_moves_greys_alone():
+    grey = picture(64, 48).convert("L")
+    linear = imagecodecs.cms_profile("gray", whitepoint=(0.3457, 0.3585), gamma=1.8)
+    found = decoded(encoded(grey, icc_profile=linear)).astype(int)
+    expected = np.asarray(grey) / 255
+    expected = 1.055 * (expected ** 1.8) ** (1 / 2.4) - 0.055
+    assert np.ptp(found, axis=2).max() == 0
+    assert np.abs(found[..., 0] - expected.clip(0, 1) * 255).max() <= 1
+
+
+def test_law_strips_change_no_pixel(monkeypatch):
+    wide = profile(P3, gamma_curve(2.2))
+    whole = np.asarray(icc.to_srgb(picture(200, 150), wide))
+    monkeypatch.setattr(icc, "STRIP_PX", 1000)
+    assert_array_equal(np.asarray(icc.to_srgb(picture(200, 150), wide)), whole)
+
+
+def test_law_a_profile_of_another_space_leaves_the_numbers():
+    image = picture(40, 30)
+    grey = imagecodecs.cms_profile("gray", whitepoint=(0.3457, 0.3585), gamma=1.0)
+    assert_array_equal(decoded(encoded(image, icc_profile=grey)), np.asarray(image))
+    lab = imagecodecs.cms_profile("lab4")
+    assert_array_equal(decoded(encoded(image, icc_profile=lab)), np.asarray(image))
+
+
+def test_law_code_points_convert_as_their_profile_does():
+    """AVIF and HEIC may name Display P3 by two numbers instead of a profile."""
+    assert icc.of_code_points(1, 13) is None and icc.of_code_points(12, 16) is None
+    named = icc.of_code_points(12, 13)
+    x = np.arange(4096) / 4095
+    srgb = np.where(x <= 0.04045, x / 12.92, ((x + 0.055) / 1.055) ** 2.4)
+    curve = b"curv\0\0\0\0" + struct.pack(">I4096H", 4096, *np.round(srgb * 65535).astype(int))
+    found = [np.asarray(icc.to_srgb(picture(64, 48), each)).astype(int) for each in (named, profile(P3, curve))]
+    assert np.abs(found[0] - found[1]).max() <= 1
 
 
 @given(st.binary(max_size=300), st.lists(st.tuples(st.integers(0, 400), st.integers(0, 255)), max_size=6))
