@@ -3,11 +3,17 @@
 Clients honour the AWS_* environment, AWS_ENDPOINT_URL (or AWS_ENDPOINT_URL_S3) above all. They are kept per process
 (a client must not cross a fork) and shared by its threads. With an endpoint of one's own, buckets are addressed by
 path. Messages never hold credentials.
+
+Every request goes through `retrying`. A store that has answered this process before is waited for through outages of
+PATIENCE_S; one that never answered (a wrong address, most often) is given up after ATTEMPTS, some six seconds.
 """
 
 import contextlib
+import hashlib
+import logging
 import os
 import random
+import re
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -15,19 +21,30 @@ from typing import IO, Any, NamedTuple, TypeVar
 
 from infd.errors import PreconditionFailed, StorageError
 
+logger = logging.getLogger(__name__)
 Result = TypeVar("Result")
 
 SCHEME = "s3://"
 ATTEMPTS = 6
+"""Tries of every request, before it may be given up."""
 FIRST_WAIT_S = 0.2
+"""Before the second try; twice as long before each one after it, ± half of it by chance."""
+MAX_WAIT_S = 5.0
+PATIENCE_S = 60.0
+"""A store that has answered before is asked again for at least this long, from the first failure of a request on."""
 CHUNK_BYTES = 4 << 20
 PART_BYTES = 32 << 20
 CONNECT_TIMEOUT_S = 10
 READ_TIMEOUT_S = 60
 TRANSIENT_CODES = frozenset({"SlowDown", "InternalError", "RequestTimeout", "ServiceUnavailable", "Throttling",
                              "ThrottlingException", "RequestTimeTooSkewed", "ConditionalRequestConflict"})
+GONE_CODES = TRANSIENT_CODES - {"RequestTimeTooSkewed", "ConditionalRequestConflict"}
 LOST_CODES = frozenset({"PreconditionFailed", "412"})
 MISSING_CODES = frozenset({"NoSuchKey", "404", "NotFound"})
+UNWRITABLE = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\ufffe\uffff]")
+"""What a key may hold and XML may not, and so no request that names several keys."""
+EMPTY_ETAGS = frozenset({"d41d8cd98f00b204e9800998ecf8427e"})
+"""The MD5 of nothing: some stores give it for what they have not hashed."""
 
 
 class Unreadable(StorageError):
@@ -136,16 +153,25 @@ def _missing(error: StorageError) -> bool:
 
 
 def _transient(error: Exception) -> bool:
+    """True where the same request may succeed next time."""
+    from botocore import exceptions, parsers
+
+    broken = (exceptions.IncompleteReadError, exceptions.ResponseStreamingError, exceptions.FlexibleChecksumError,
+              parsers.ResponseParserError, Unsound)
+    return isinstance(error, broken) or _code(error) in TRANSIENT_CODES or _gone(error)
+
+
+def _gone(error: Exception) -> bool:
+    """True where it is the store that fails, not this one request: no connection, or it says so itself."""
     from botocore import exceptions
     from urllib3.exceptions import HTTPError
 
-    broken = (exceptions.HTTPClientError, exceptions.IncompleteReadError, exceptions.ResponseStreamingError,
-              HTTPError, ConnectionError, ShortBody)
-    return isinstance(error, broken) or _code(error) in TRANSIENT_CODES or _status(error) >= 500
+    unreached = (exceptions.HTTPClientError, exceptions.ConnectionError, HTTPError, ConnectionError)
+    return isinstance(error, unreached) or _status(error) >= 500 or _code(error) in GONE_CODES
 
 
-class ShortBody(Exception):
-    """A body with fewer bytes than its header said."""
+class Unsound(Exception):
+    """An answer that is not what it should be: a body cut short or damaged, a part of the work left undone."""
 
 
 def mended(uri: str, error: Exception) -> StorageError:
@@ -172,51 +198,127 @@ def mended(uri: str, error: Exception) -> StorageError:
                         "reachable, then try again")
 
 
-def retrying(uri: str, call: Callable[[], Result], *, attempts: int = ATTEMPTS) -> Result:
-    """What `call` returns; repeated with backoff and jitter while its error is transient. Raises StorageError."""
+_answered: set[str] = set()  # endpoints that have given this process a sound answer
+_thread = threading.local()
+
+
+@contextlib.contextmanager
+def given_up_by(stop: threading.Event) -> Iterator[None]:
+    """In this thread and block, what fails is not tried again once `stop` is set: its error comes at once."""
+    before = getattr(_thread, "stop", None)
+    _thread.stop = stop
+    try:
+        yield
+    finally:
+        _thread.stop = before
+
+
+def retrying(uri: str, call: Callable[[], Result], *, attempts: int | None = None) -> Result:
+    """What `call` returns; repeated with backoff and jitter while its error is transient. Raises StorageError.
+
+    `attempts` bounds the tries; without it there are ATTEMPTS, and more until PATIENCE_S have passed where a store
+    that has answered before is gone. Law: such a store may be gone for PATIENCE_S, and no caller notices but by time.
+    """
     from botocore.exceptions import BotoCoreError, ClientError
     from urllib3.exceptions import HTTPError
 
-    for attempt in range(attempts):
+    stop: threading.Event | None = getattr(_thread, "stop", None)
+    began_s, waited_s, attempt, damaged = time.monotonic(), 0.0, 0, 0
+    while True:
         try:
-            return call()
-        except (BotoCoreError, ClientError, HTTPError, ConnectionError, ShortBody) as error:
-            if attempt == attempts - 1 or not _transient(error):
+            result = call()
+            _answered.add(endpoint())
+            return result
+        except (BotoCoreError, ClientError, HTTPError, ConnectionError, Unsound) as error:
+            attempt += 1
+            if not _transient(error):
+                if isinstance(error, ClientError):
+                    _answered.add(endpoint())
                 raise mended(uri, error) from error
-            time.sleep(FIRST_WAIT_S * 2**attempt * (0.5 + random.random()))
-    raise AssertionError("attempts is at least 1")
+            spent_s = max(waited_s, time.monotonic() - began_s)
+            damaged += not _gone(error)
+            patient = (attempts is None and endpoint() in _answered and damaged < ATTEMPTS
+                       and (spent_s < PATIENCE_S or not _gone(error)))
+            if (attempt >= (attempts or ATTEMPTS) and not patient) or (stop is not None and stop.is_set()):
+                raise mended(uri, error) from error
+            if attempt == ATTEMPTS:
+                logger.warning("%s: no sound answer for %.0f s (%s); trying for %.0f s", uri, spent_s,
+                               _code(error) or type(error).__name__, PATIENCE_S)
+            wait_s = wait_after(attempt)
+            waited_s += wait_s
+            _sleep(wait_s, stop)
+
+
+def wait_after(attempt: int) -> float:
+    """Seconds between try number `attempt`, from 1 on, and the next one."""
+    return min(MAX_WAIT_S, FIRST_WAIT_S * 2 ** min(attempt - 1, 30)) * (0.5 + random.random())
+
+
+def _sleep(wait_s: float, stop: threading.Event | None) -> None:
+    if stop is None:
+        time.sleep(wait_s)
+    else:
+        stop.wait(wait_s)
 
 
 # ---------------------------------------------------------------- operations
 
 
+def said(response: Any, name: str) -> Any:
+    """A field that every whole answer has. Raises Unsound where the answer was cut short before it."""
+    if (value := response.get(name)) is None:
+        raise Unsound(f"an answer without {name}")
+    return value
+
+
 def read(uri: str, *, if_etag: str | None = None) -> tuple[bytes, str]:
-    """Bytes and etag; with `if_etag` only that version, else PreconditionFailed."""
+    """Bytes and etag; with `if_etag` only that version, else PreconditionFailed. Length and hash are checked."""
     at = address(uri)
     condition = {"IfMatch": f'"{if_etag}"'} if if_etag is not None else {}
+    before: list[str] = []
 
     def once() -> tuple[bytes, str]:
         response = client().get_object(Bucket=at.bucket, Key=at.key, **condition)
-        data = response["Body"].read()
-        if len(data) != response["ContentLength"]:
-            raise ShortBody(uri)
-        return data, response["ETag"].strip('"')
+        data, etag = response["Body"].read(), said(response, "ETag").strip('"')
+        if len(data) != (size := said(response, "ContentLength")):
+            raise Unsound(f"{len(data)} of {size} bytes")
+        _require_hash(data, etag, before)
+        return data, etag
 
     return retrying(uri, once)
 
 
+def _require_hash(data: bytes, etag: str, before: list[str]) -> None:
+    """Raise Unsound unless `etag` can be that of `data`; `before` holds what earlier tries of this read had.
+
+    The etag of an object that went up whole is the MD5 of its bytes, but not where the store encrypts it: bytes that
+    came twice are believed.
+    """
+    if len(etag) != 32 or etag in EMPTY_ETAGS:
+        return
+    found = hashlib.md5(data, usedforsecurity=False).hexdigest()
+    if found != etag and found not in before:
+        before.append(found)
+        raise Unsound(f"MD5 {found}; the etag says {etag}")
+
+
 def download(uri: str, file: IO[bytes]) -> None:
-    """The object's bytes into `file`, from its start; begun again where the connection breaks."""
+    """The object's bytes into `file`, from its start; begun again where the connection breaks. Who knows the file's
+    hash checks it: shards are named by theirs."""
     at = address(uri)
+    stop: threading.Event | None = getattr(_thread, "stop", None)
 
     def once() -> None:
         file.seek(0)
         file.truncate()
         response = client().get_object(Bucket=at.bucket, Key=at.key)
-        for chunk in response["Body"].iter_chunks(CHUNK_BYTES):
-            file.write(chunk)
-        if file.tell() != response["ContentLength"]:
-            raise ShortBody(uri)
+        with contextlib.closing(response["Body"]) as body:
+            for chunk in body.iter_chunks(CHUNK_BYTES):
+                file.write(chunk)
+                if stop is not None and stop.is_set():
+                    raise Unsound("given up")
+        if file.tell() != (size := said(response, "ContentLength")):
+            raise Unsound(f"{file.tell()} of {size} bytes")
 
     retrying(uri, once)
 
@@ -248,12 +350,19 @@ def listing(uri: str) -> Iterator[tuple[str, str, int]]:
     at = address(uri)
     prefix = at.key if not at.key or at.key.endswith("/") else f"{at.key}/"
     after: dict[str, str] = {}
+
+    def once() -> Any:
+        page = client().list_objects_v2(Bucket=at.bucket, Prefix=prefix, **after)
+        if said(page, "IsTruncated"):  # without it an answer that was cut short is an empty listing
+            said(page, "NextContinuationToken")
+        return page
+
     while True:
-        page = retrying(uri, lambda: client().list_objects_v2(Bucket=at.bucket, Prefix=prefix, **after))  # noqa: B023
+        page = retrying(uri, once)
         for item in page.get("Contents", ()):
-            if not item["Key"].endswith("/"):
+            if item["Size"] or not item["Key"].endswith("/"):  # a folder that some tool marked is no file
                 yield f"{SCHEME}{at.bucket}/{item['Key']}", item["ETag"].strip('"'), item["Size"]
-        if not page.get("IsTruncated"):
+        if not page["IsTruncated"]:
             return
         after = {"ContinuationToken": page["NextContinuationToken"]}
 
@@ -267,6 +376,7 @@ def put_if(uri: str, data: bytes, **condition: str) -> None:
     """A conditional PUT (IfNoneMatch="*" or IfMatch=etag). Raises PreconditionFailed where the condition fails.
 
     A repeated request may meet its own first try, whose answer was lost: then what stands there is `data`, and we won.
+    Two writers of equal bytes may so both win: where that matters, as for a lock, the bytes must tell them apart.
     """
     at = address(uri)
     tries = 0
@@ -289,20 +399,40 @@ def upload(uri: str, path: str) -> None:
         with open(path, "rb") as file:
             return put(uri, file.read())
     at = address(uri)
-    begun = retrying(uri, lambda: client().create_multipart_upload(Bucket=at.bucket, Key=at.key))["UploadId"]
+    begun = retrying(uri, lambda: said(client().create_multipart_upload(Bucket=at.bucket, Key=at.key), "UploadId"))
     same = {"Bucket": at.bucket, "Key": at.key, "UploadId": begun}
     try:
         parts = [{"PartNumber": number, "ETag": _upload_part(uri, same, number, data)}
                  for number, data in enumerate(_parts(path), 1)]
-        retrying(uri, lambda: client().complete_multipart_upload(**same, MultipartUpload={"Parts": parts}))
+        _complete(uri, same, parts, os.path.getsize(path))
     except BaseException:
         with contextlib.suppress(StorageError):  # the first error is the one to tell; the store drops old uploads
             retrying(uri, lambda: client().abort_multipart_upload(**same), attempts=1)
         raise
 
 
+def _complete(uri: str, same: dict[str, str], parts: list[dict[str, Any]], size: int) -> None:
+    """End an upload in parts. A repeated request finds no such upload where the answer to the first was lost: then the
+    object stands there, of that size and of so many parts."""
+    tries = 0
+
+    def once() -> None:
+        nonlocal tries
+        tries += 1
+        client().complete_multipart_upload(**same, MultipartUpload={"Parts": parts})
+
+    try:
+        retrying(uri, once)
+    except StorageError as error:
+        if tries == 1 or not isinstance(error.__cause__, Exception) or _code(error.__cause__) != "NoSuchUpload":
+            raise
+        found = retrying(uri, lambda: client().head_object(Bucket=same["Bucket"], Key=same["Key"]))
+        if found["ContentLength"] != size or not found["ETag"].strip('"').endswith(f"-{len(parts)}"):
+            raise
+
+
 def _upload_part(uri: str, same: dict[str, str], number: int, data: bytes) -> str:
-    return retrying(uri, lambda: client().upload_part(**same, PartNumber=number, Body=data))["ETag"]
+    return retrying(uri, lambda: said(client().upload_part(**same, PartNumber=number, Body=data), "ETag"))
 
 
 def _parts(path: str) -> Iterator[bytes]:
@@ -315,7 +445,19 @@ def delete(uris: list[str]) -> None:
     """Delete objects of one bucket, a thousand a request; an object that is not there is no error."""
     for start in range(0, len(uris), 1000):
         some = [address(uri) for uri in uris[start:start + 1000]]
-        what = {"Objects": [{"Key": at.key} for at in some], "Quiet": True}
-        answer = retrying(uris[start], lambda: client().delete_objects(Bucket=some[0].bucket, Delete=what))  # noqa: B023
-        for error in answer.get("Errors", ()):
-            raise StorageError(f"s3://{some[0].bucket}/{error['Key']}: not deleted ({error['Code']}); try again")
+        retrying(uris[start], lambda: _delete(some))  # noqa: B023
+
+
+def _delete(some: list[Address]) -> None:
+    """One request; it may fail for some of the objects alone."""
+    for at in some:
+        if UNWRITABLE.search(at.key):
+            client().delete_object(Bucket=at.bucket, Key=at.key)
+    some = [at for at in some if not UNWRITABLE.search(at.key)]
+    if not some:
+        return
+    what = {"Objects": [{"Key": at.key} for at in some], "Quiet": True}
+    for error in client().delete_objects(Bucket=some[0].bucket, Delete=what).get("Errors", ()):
+        if error["Code"] in TRANSIENT_CODES:
+            raise Unsound(f"{error['Key']}: not deleted ({error['Code']})")
+        raise StorageError(f"s3://{some[0].bucket}/{error['Key']}: not deleted ({error['Code']}); try again")

@@ -165,7 +165,13 @@ def _walk(folder: str, head: str) -> Iterator[ObjectInfo]:
             yield from _walk(entry.path, head)
         elif entry.is_file() and not entry.name.endswith((PARTIAL, LOCK)):
             stat = entry.stat()
-            yield ObjectInfo(head + entry.path, _stat_etag(stat), stat.st_size)
+            yield ObjectInfo(head + _text(entry.path), _stat_etag(stat), stat.st_size)
+
+
+def _text(path: str) -> str:
+    """The path as text that can be stored. A name that is no UTF-8 is shown with escapes, and so cannot be opened: it is
+    told of, by name, where somebody reads it."""
+    return os.fsencode(path).decode("utf-8", "backslashreplace")
 
 
 def _stat_etag(stat: os.stat_result) -> str:

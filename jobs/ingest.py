@@ -24,6 +24,8 @@ class Ingest:
     """Where the dataset is or will be: s3://bucket/prefix or a folder, outside the source."""
     group: str = ""
     """Label of these photos (as lr, hr), stored in their rows and in the manifest."""
+    remove_missing: bool = False
+    """Photos of this source whose file is gone leave the dataset; without it they stay. Older snapshots keep them."""
     config: Annotated[IngestConfig, tyro.conf.arg(name="")] = IngestConfig()
 
 
@@ -33,7 +35,8 @@ def main(argv: list[str] | None = None) -> int:
     try:
         from pipelines.ingest import ingest
 
-        done = ingest(args.source, args.dataset, config=args.config, group=args.group)
+        done = ingest(args.source, args.dataset, config=args.config, group=args.group,
+                      remove_missing=args.remove_missing)
     except InfdError as error:
         print(f"ingest: {error}", file=sys.stderr)
         return error.exit_code

@@ -11,7 +11,7 @@ import json
 import logging
 import platform
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -38,19 +38,31 @@ class Ingested:
     snapshot_uri: str
     is_new: bool
     summary: str
+    plan: Plan
+    outcome: Outcome | None
+    """None where the source had nothing that is new."""
 
 
-def ingest(source: str, dataset: str, *, config: IngestConfig, group: str = "") -> Ingested:
+def accept_all(plan: Plan, outcome: Outcome) -> None:
+    """What a plain ingest asks of a snapshot before it is committed: nothing."""
+
+
+def ingest(
+    source: str, dataset: str, *, config: IngestConfig, group: str = "", remove_missing: bool = False,
+    accept: Callable[[Plan, Outcome], None] = accept_all,
+) -> Ingested:
     """Bring the photos under `source` into the dataset at `dataset`.
 
+    `remove_missing`: photos of this source whose file is gone leave the dataset. `accept` sees what would be committed,
+    its shards in place, and raises an InfdError to refuse it; then no snapshot is made.
     Law: however often it is interrupted, the snapshot is the same. Raises InfdError: source empty, bucket missing,
     no photo left, another ingest was faster, a config that does not fit the dataset.
     """
     began = time.monotonic()
-    plan = ingest_plan.make_plan(source, dataset, config=config, group=group)
+    plan = ingest_plan.make_plan(source, dataset, config=config, group=group, remove_missing=remove_missing)
     if plan.parent:
         snapshot.advance_latest(plan.dataset, plan.parent.number)  # whoever committed it may have died before
-    if not plan.units:
+    if not plan.units and not plan.removed:
         return nothing_new(plan)
     ingest_plan.write_plan(plan)
     done = ingest_plan.done_units(plan)
@@ -64,12 +76,14 @@ def ingest(source: str, dataset: str, *, config: IngestConfig, group: str = "") 
     ingest_plan.require_photos(plan, outcome)
     if plan.parent and outcome.entries == plan.parent.entries:
         return nothing_new(plan, outcome)
+    accept(plan, outcome)
     uri = snapshot.commit(plan.dataset, (plan.parent.number if plan.parent else 0) + 1,
                           snapshot.manifest_bytes(outcome.entries, outcome.info(plan)))
     took = time.monotonic() - began
     read_now = sum(len(task["uris"]) for task in tasks)
     write_record(plan, uri, read_now, took)
-    return Ingested(snapshot_uri=uri, is_new=True, summary=summary(plan, outcome, uri, read=read_now, seconds=took))
+    return Ingested(snapshot_uri=uri, is_new=True, plan=plan, outcome=outcome,
+                    summary=summary(plan, outcome, uri, read=read_now, seconds=took))
 
 
 def nothing_new(plan: Plan, outcome: Outcome | None = None) -> Ingested:
@@ -77,8 +91,8 @@ def nothing_new(plan: Plan, outcome: Outcome | None = None) -> Ingested:
     number = plan.parent.number if plan.parent else 0
     lost = f"; {len(outcome.new_rejects)} rejected, see {plan.uri('rejects.parquet')}" if outcome else ""
     uri = f"{plan.dataset}@{number}"
-    return Ingested(snapshot_uri=uri, is_new=False, summary=f"nothing new: {uri} has all photos of {plan.source} "
-                    f"({plan.listed} files{lost}); no snapshot made")
+    return Ingested(snapshot_uri=uri, is_new=False, plan=plan, outcome=outcome, summary=f"nothing new: {uri} has all "
+                    f"photos of {plan.source} ({plan.listed} files{lost}); no snapshot made")
 
 
 def write_record(plan: Plan, uri: str, read_now: int, seconds: float) -> None:

@@ -10,18 +10,19 @@ RUN is the hash of the plan, the config and the parent snapshot, so the same com
 
 What stands in the parent under the same (uri, etag) is not read again. A photo whose file changed is read anew; its
 old row stays in its shard and is named in the manifest's `dropped`. A file that vanished from the source keeps its
-photo: an ingest adds and replaces, it never takes away. Of photos with equal bytes the parent's is kept, else the
-first by uri; the other is rejected as `duplicate`, and read again only if the one that was kept is replaced.
+photo, unless the plan removes what is missing; then photos of this source go the same way, those of other sources
+stay. Of photos with equal bytes the parent's is kept, else the first by uri; the other is rejected as `duplicate`, and
+read again only if the one that was kept is replaced or removed.
 """
 
+import functools
 import hashlib
 import io
 import json
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import PIL
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -31,6 +32,7 @@ from infd.config import IngestConfig
 from infd.data import shards, snapshot
 from infd.errors import ConfigError, DatasetError, StorageError
 from infd.storage import ObjectInfo
+from pipelines import listing
 
 FORMAT = "infd-ingest-1"
 LEAST_UNITS = 64
@@ -39,7 +41,7 @@ LEAST_UNIT_PHOTOS = 4
 PLAN = pa.schema([("unit", pa.int32()), ("uri", pa.string()), ("etag", pa.string()), ("size", pa.int64())])
 REJECTS = pa.schema([("uri", pa.string()), ("etag", pa.string()), ("reason", pa.string()), ("detail", pa.string()),
                      ("image_id", pa.string())])  # image_id of a duplicate, else ""
-PASSING = ("changed", "unreadable")
+PASSING = ("changed", "unreadable", "no_decoder")
 """Reasons that say nothing of the file itself: the next ingest tries again."""
 SHARED_FIELDS = ("tile_px", "codec", "min_side_px", "val_fraction")
 """Config fields that all snapshots of a dataset share."""
@@ -68,20 +70,26 @@ class Plan:
     config: IngestConfig
     parent: Parent | None
     listed: int
-    units: list[list[ObjectInfo]]
+    units: Sequence[list[ObjectInfo]]
+    removed: tuple[str, ...] = ()
+    """uris of the parent's photos whose file is gone from the source, and that shall go too."""
+    forgotten: tuple[str, ...] = ()
+    """uris of the parent's rejects of which the same is true."""
 
     @property
     def photos(self) -> int:
         return sum(map(len, self.units))
 
-    @property
+    @functools.cached_property
     def run(self) -> str:
         """Name of the run: equal plans have equal names."""
         digest = hashlib.sha256(json.dumps(
-            [FORMAT, snapshot.FORMAT, shards.FORMAT, PIL.__version__, pa.__version__, configs.flat(self.config),
+            [FORMAT, snapshot.FORMAT, shards.FORMAT, shards.versions(), configs.flat(self.config),
              self.group, self.source, self.parent.number if self.parent else None]).encode())
         for number, unit in enumerate(self.units):
             digest.update(json.dumps([number, *unit]).encode())
+        if self.removed or self.forgotten:
+            digest.update(json.dumps([self.removed, self.forgotten]).encode())
         return digest.hexdigest()[:16]
 
     def uri(self, *parts: str) -> str:
@@ -92,8 +100,9 @@ class Plan:
 # ---------------------------------------------------------------- before
 
 
-def make_plan(source: str, dataset: str, *, config: IngestConfig, group: str) -> Plan:
-    """What to read from `source`. Raises ConfigError, StorageError or DatasetError, all before any work."""
+def make_plan(source: str, dataset: str, *, config: IngestConfig, group: str, remove_missing: bool = False) -> Plan:
+    """What to read from `source`, and, if asked, what to remove. Raises ConfigError, StorageError or DatasetError, all
+    before any work; a listing with nothing in it is an error, never a reason to remove."""
     source, dataset = storage.absolute(source), storage.absolute(dataset)
     if f"{dataset}/".startswith(f"{source}/"):
         raise ConfigError(f"dataset={dataset}: it lies inside the source {source}, whose files would then hold shards; "
@@ -101,12 +110,22 @@ def make_plan(source: str, dataset: str, *, config: IngestConfig, group: str) ->
     storage.require_root(dataset)
     storage.require_root(source)
     parent = read_parent(dataset, config)
-    listed = sorted(storage.list_objects(source), key=lambda info: info.uri.encode())
+    listed = listing.in_order(storage.list_objects(source))
     if not listed:
         raise StorageError(f"{source}: no file there; expected a folder or prefix with photos; check the address")
-    todo = unseen(listed, parent, config)
+    here = {info.uri for info in listed} if remove_missing else set()
+    photos, rejects = ([row["uri"] for row in rows] for rows in (
+        (alive(parent.entries), parent.rejects) if parent and remove_missing else ((), ())))
+    removed = missing(photos, source, here)
+    todo = unseen(listed, parent, config, source=source, removed=removed)
     return Plan(source=source, dataset=dataset, group=group, config=config, parent=parent, listed=len(listed),
-                units=cut(todo, config))
+                units=cut(todo, config), removed=removed, forgotten=missing(rejects, source, here))
+
+
+def missing(uris: Iterable[str], source: str, here: Collection[str]) -> tuple[str, ...]:
+    """Those of `uris` that lie under `source` and are not `here`."""
+    below = f"{source.rstrip('/')}/"
+    return tuple(sorted({uri for uri in uris if uri.startswith(below) and uri not in here}))
 
 
 def read_parent(dataset: str, config: IngestConfig) -> Parent | None:
@@ -126,42 +145,57 @@ def read_parent(dataset: str, config: IngestConfig) -> Parent | None:
                   rejects=read_rows(where) if where and storage.exists(where) else [])
 
 
-def unseen(listed: list[ObjectInfo], parent: Parent | None, config: IngestConfig) -> list[ObjectInfo]:
-    """The listed files that the parent does not know in this version."""
+def unseen(
+    listed: listing.Files, parent: Parent | None, config: IngestConfig, *, source: str, removed: Collection[str],
+) -> listing.Files:
+    """The listed files that the parent does not know in this version, and the twins of photos that are `removed`."""
     if parent is None:
         return listed
     kept = {row["uri"]: row for row in alive(parent.entries)}
-    same_limits = parent.info["config_sha256"] == configs.identity(config)
+    same_limits = configs.flat(config) in [row["config"] for row in recorded_sources(parent.info) if row["source"] == source]
     now = {info.uri: info.etag for info in listed}
-    replaced = {row["image_id"] for uri, row in kept.items() if now.get(uri, row["etag"]) != row["etag"]}
+    gone = set(removed)
+    replaced = {row["image_id"] for uri, row in kept.items()
+                if now.get(uri, row["etag"]) != row["etag"] or uri in gone}
     known = {(uri, row["etag"]) for uri, row in kept.items()}
     known |= {(row["uri"], row["etag"]) for row in parent.rejects
               if (row["reason"] == "duplicate" or same_limits) and row["reason"] not in PASSING
               and row["image_id"] not in replaced}
-    return [info for info in listed if (info.uri, info.etag) not in known]
+    return listed.where(lambda info: (info.uri, info.etag) not in known)
 
 
-def cut(files: list[ObjectInfo], config: IngestConfig) -> list[list[ObjectInfo]]:
+def cut(files: Sequence[ObjectInfo], config: IngestConfig) -> listing.Units:
     """Consecutive files in units. Law: the cuts depend on the files and the config alone, not on the cluster."""
     most = min(config.unit_photos, max(LEAST_UNIT_PHOTOS, -(-len(files) // LEAST_UNITS)))
-    units: list[list[ObjectInfo]] = []
+    starts: list[int] = []
     size = 0
-    for info in files:
-        if not units or len(units[-1]) >= most or size + info.size > config.unit_bytes:
-            units.append([])
+    for number, info in enumerate(files):
+        if not starts or number - starts[-1] >= most or size + info.size > config.unit_bytes:
+            starts.append(number)
             size = 0
-        units[-1].append(info)
         size += info.size
-    return units
+    return listing.Units(files, starts)
 
 
 def write_plan(plan: Plan) -> None:
     """Store plan.parquet; an equal run writes equal bytes."""
-    rows = [{"unit": number, **info._asdict()} for number, unit in enumerate(plan.units) for info in unit]
     about = {"source": plan.source, "group": plan.group, "config": configs.flat(plan.config),
              "parent": plan.parent.number if plan.parent else None}
-    storage.put_atomic(plan.uri("plan.parquet"), table_bytes(
-        rows, PLAN.with_metadata({"infd": json.dumps(about, sort_keys=True)})))
+    schema = PLAN.with_metadata({"infd": json.dumps(about, sort_keys=True)})
+    batches = [pa.RecordBatch.from_pylist([{"unit": number, **info._asdict()} for info in unit], schema)
+               for number, unit in enumerate(plan.units)]  # a unit at a time: its rows are many times its table
+    storage.put_atomic(plan.uri("plan.parquet"), parquet(pa.Table.from_batches(batches, schema)))
+
+
+def forget_units(plan: Plan, shards_at_fault: Collection[str]) -> int:
+    """Make the units that wrote one of these shards (sha256) count as not done; how many. The next run repeats them."""
+    forgotten = 0
+    for number in sorted(done_units(plan)):
+        record = plan.uri("done", f"{number:08d}.parquet")
+        if any(entry["sha256"] in shards_at_fault for entry in read_rows(record)):
+            storage.delete(record)
+            forgotten += 1
+    return forgotten
 
 
 def done_units(plan: Plan) -> set[int]:
@@ -187,7 +221,21 @@ class Outcome:
         """The manifest's metadata: no time and no host."""
         return {"parent": plan.parent.number if plan.parent else None, "source": plan.source, "group": plan.group,
                 "run": plan.run, "config": configs.flat(plan.config), "config_sha256": configs.identity(plan.config),
+                "sources": sources(plan),
                 "counts": {**snapshot.counts(self.entries), "rejected": tally(self.rejects)}}
+
+
+def sources(plan: Plan) -> list[dict[str, Any]]:
+    """Where the snapshot's photos are from: source, group, config of the newest ingest of each source, by source."""
+    this = {"source": plan.source, "group": plan.group, "config": configs.flat(plan.config)}
+    before = recorded_sources(plan.parent.info) if plan.parent else []
+    return sorted([*(row for row in before if row["source"] != plan.source), this], key=lambda row: row["source"])
+
+
+def recorded_sources(info: dict[str, Any]) -> list[dict[str, Any]]:
+    """Rows of `sources` of a manifest's info; a snapshot that was not made from a source has none."""
+    return info.get("sources") or ([{name: info.get(name) for name in ("source", "group", "config")}]
+                                   if info.get("source") else [])
 
 
 def assemble(plan: Plan) -> Outcome:
@@ -197,9 +245,9 @@ def assemble(plan: Plan) -> Outcome:
     rejects = [row for n in numbers for row in read_rows(plan.uri("rejects", f"{n:08d}.parquet"))]
     passing = {row["uri"] for row in rejects if row["reason"] in PASSING}
     planned = {info.uri for unit in plan.units for info in unit}
+    gone = (planned - passing) | {*plan.removed}
     old = plan.parent.entries if plan.parent else []
-    old = [dropping(entry, [r for r, uri in enumerate(entry["uris"]) if uri in planned - passing]) for entry in old] \
-        if planned else old
+    old = [dropping(entry, [r for r, uri in enumerate(entry["uris"]) if uri in gone]) for entry in old]
     seen = {row["image_id"] for row in alive(old)}
     kept = 0
     for i, entry in enumerate(fresh):
@@ -211,7 +259,8 @@ def assemble(plan: Plan) -> Outcome:
             seen.add(identity)
         kept += entry["rows"] - len(twice)
         fresh[i] = dropping(entry, twice)
-    carried = [row for row in (plan.parent.rejects if plan.parent else []) if row["uri"] not in planned]
+    again = planned | {*plan.forgotten}
+    carried = [row for row in (plan.parent.rejects if plan.parent else []) if row["uri"] not in again]
     entries = [entry for entry in [*old, *fresh] if len(entry["dropped"]) < entry["rows"]]
     return Outcome(entries=entries, kept=kept, new_rejects=rejects,
                    rejects=sorted([*carried, *rejects], key=lambda row: row["uri"].encode()))
@@ -244,6 +293,10 @@ def tally(rejects: list[Reject]) -> dict[str, int]:
 
 def require_photos(plan: Plan, outcome: Outcome) -> None:
     """Raise DatasetError where not one photo is left."""
+    if not outcome.entries and plan.removed:
+        raise DatasetError(f"{plan.dataset}: the files of {len(plan.removed)} photos are gone from {plan.source}, and without "
+                           "them no photo would be left; expected at least one; nothing was removed: check the source, or "
+                           "ingest it into another dataset")
     if not outcome.entries:
         why = ", ".join(f"{reason} {count}" for reason, count in tally(outcome.rejects).items())
         raise DatasetError(f"{plan.source}: none of {plan.listed} files became a photo ({why}); see "
@@ -255,8 +308,12 @@ def require_photos(plan: Plan, outcome: Outcome) -> None:
 
 def table_bytes(rows: list[dict[str, Any]], schema: pa.Schema) -> bytes:
     """A parquet file. Law: equal rows give equal bytes."""
+    return parquet(pa.Table.from_pylist(rows, schema))
+
+
+def parquet(table: pa.Table) -> bytes:
     buffer = io.BytesIO()
-    pq.write_table(pa.Table.from_pylist(rows, schema), buffer, compression="zstd")
+    pq.write_table(table, buffer, compression="zstd")
     return buffer.getvalue()
 
 

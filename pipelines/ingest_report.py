@@ -69,11 +69,12 @@ def summary(plan: Plan, outcome: Outcome, uri: str, *, read: int, seconds: float
     manifest = snapshot.manifest_of(pa.Table.from_pylist(outcome.entries, snapshot.ENTRY))
     lost = "".join(f"\n    {reason:<16}{count:>9}" for reason, count in tally(outcome.new_rejects).items())
     size = sum(entry["bytes"] for entry in outcome.entries)
+    removed = [f"  removed           {len(plan.removed):>9}, their files are gone"] if plan.removed else []
     return "\n".join((
         f"snapshot {uri}",
         f"  images in         {plan.listed:>9}, of them {plan.listed - plan.photos} known already",
         f"  kept              {outcome.kept:>9}",
-        f"  rejected          {len(outcome.new_rejects):>9}{lost}",
+        f"  rejected          {len(outcome.new_rejects):>9}{lost}", *removed,
         f"  in the snapshot   {len(manifest):>9} photos, {len(outcome.entries)} shards, {readable(size)}",
         f"  read now          {read:>9} in {seconds:.1f} s, {read / max(seconds, 1e-6):.1f} images/s",
         "  short sides", histogram(manifest.short_side)))

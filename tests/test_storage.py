@@ -237,6 +237,7 @@ class FakeError(ConnectionError):
 
 def test_law_transient_errors_are_tried_again(monkeypatch):
     monkeypatch.setattr(s3, "FIRST_WAIT_S", 0)
+    monkeypatch.setattr(s3, "PATIENCE_S", 0)
     calls: list[int] = []
 
     def twice() -> str:
@@ -259,6 +260,7 @@ def test_error_what_the_store_says_is_told(monkeypatch, status, code, tries, mes
     from botocore.exceptions import ClientError
 
     monkeypatch.setattr(s3, "FIRST_WAIT_S", 0)
+    monkeypatch.setattr(s3, "PATIENCE_S", 0)
     calls: list[int] = []
 
     def refuse() -> None:

@@ -3,21 +3,23 @@
 import fcntl
 import os
 import re
+import shutil
 import tempfile
 import threading
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import IO
 
-from infd import storage
+from infd import s3, storage
 from infd.data.shards import SUFFIX, file_sha256
 from infd.data.snapshot import ShardEntry
 from infd.errors import DatasetError, StorageError
 
 NAME = re.compile(rf"([0-9a-f]{{64}}){re.escape(SUFFIX)}")
-ATTEMPTS = 2
+TEMPORARY = "infd-shards-"
+ATTEMPTS = 3
 """Fetches of a shard before its bytes are declared wrong."""
 
 
@@ -26,7 +28,8 @@ class ShardCache:
 
     Under `folder` every process takes a subfolder of its own and holds it by a lock, so that none deletes what another
     reads; its shards are found again (and checked again) by the next run. An empty `folder` means a temporary one that
-    `close` removes. `uri_of` gives a shard's address; `on_evict` is told before a shard is deleted.
+    `close` removes; what a killed process left of such folders the next one removes. `uri_of` gives a shard's address;
+    `on_evict` is told before a shard is deleted.
 
     Law: the folder holds at most `max_bytes`, save where shards in use at the same time need more.
     """
@@ -53,13 +56,14 @@ class ShardCache:
         self._coming: dict[str, Future[None]] = {}  # being fetched or checked
         self._held = 0  # bytes of `_ready` and `_coming`
         self._in_use: Counter[str] = Counter()
-        self._temporary = tempfile.TemporaryDirectory(prefix="infd-shards-") if not folder else None
-        self._claim: IO[str] | None = None
-        if self._temporary is not None:
-            self.folder = self._temporary.name
-        else:
+        self._stop = threading.Event()
+        self._temporary: tempfile.TemporaryDirectory[str] | None = None
+        if folder:
             self.folder, self._claim = claim_subfolder(folder)
             self._find_left()
+        else:
+            self._temporary, self._claim = claim_temporary()
+            self.folder = self._temporary.name
 
     @contextmanager
     def use(self, shard: ShardEntry) -> Iterator[str]:
@@ -89,8 +93,13 @@ class ShardCache:
         with self._lock:
             return self._held
 
+    def stop(self) -> None:
+        """Let fetches that are under way, or waiting for a store that is gone, fail soon; `close` comes next."""
+        self._stop.set()
+
     def close(self) -> None:
-        """Remove a temporary folder; leave a lasting one to the next process."""
+        """Remove a temporary folder; leave a lasting one to the next process. Twice does nothing."""
+        self.stop()
         with self._lock:
             gone = list(self._ready) if self._temporary is not None else []
             self._ready.clear()
@@ -99,8 +108,7 @@ class ShardCache:
             self._on_evict(sha256)
         if self._temporary is not None:
             self._temporary.cleanup()
-        if self._claim is not None:
-            self._claim.close()
+        self._claim.close()
 
     def _path(self, sha256: str) -> str:
         return os.path.join(self.folder, f"{sha256}{SUFFIX}")
@@ -109,6 +117,9 @@ class ShardCache:
         key = shard.sha256
         with self._lock:
             here = key in self._ready and key not in self._unchecked
+            if here and not self._whole(shard):  # someone tidied up
+                here = False
+                self._on_evict(key)
             self.hits += counted and here
             self.misses += counted and not here
             self._in_use[key] += 1
@@ -129,6 +140,12 @@ class ShardCache:
         except BaseException:
             self._give(shard)
             raise
+
+    def _whole(self, shard: ShardEntry) -> bool:
+        try:
+            return os.path.getsize(self.path(shard)) == shard.bytes
+        except FileNotFoundError:
+            return False
 
     def _give(self, shard: ShardEntry) -> None:
         with self._lock:
@@ -160,12 +177,14 @@ class ShardCache:
     def _fetch_checked(self, shard: ShardEntry, *, left: bool) -> None:
         path, uri = self.path(shard), self._uri_of(shard)
         if left:
-            if file_sha256(path) == shard.sha256:
-                return
-            os.unlink(path)
+            with suppress(FileNotFoundError):
+                if file_sha256(path) == shard.sha256:
+                    return
+                os.unlink(path)
         found = ""
         for _ in range(ATTEMPTS):
-            storage.get_file(uri, path)
+            with s3.given_up_by(self._stop):
+                storage.get_file(uri, path)
             found = file_sha256(path)
             if found == shard.sha256:
                 with self._lock:
@@ -185,7 +204,8 @@ class ShardCache:
                 self._held -= self._ready.pop(key)
                 self._unchecked.discard(key)
                 self._on_evict(key)
-                os.unlink(self._path(key))
+                with suppress(FileNotFoundError):
+                    os.unlink(self._path(key))
             if self._held + more <= self.max_bytes:
                 return
 
@@ -201,6 +221,34 @@ class ShardCache:
                 os.unlink(entry.path)
         with self._lock:
             self._make_room(0)
+
+
+def claim_temporary() -> tuple[tempfile.TemporaryDirectory[str], IO[str]]:
+    """A temporary folder, and the lock that tells it from those that killed processes left: these are removed."""
+    for name in os.listdir(tempfile.gettempdir()):
+        left = os.path.join(tempfile.gettempdir(), name)
+        if name.startswith(TEMPORARY) and (lock := _lock_now(left, "r+")) is not None:
+            shutil.rmtree(left, ignore_errors=True)
+            lock.close()
+    while True:
+        folder = tempfile.TemporaryDirectory(prefix=TEMPORARY)
+        lock = _lock_now(folder.name, "w")
+        if lock is not None and os.path.exists(lock.name):  # else another process just took it for a killed one's
+            return folder, lock
+
+
+def _lock_now(folder: str, mode: str) -> IO[str] | None:
+    """The folder's lock, held while it is open; None where it cannot be had."""
+    try:
+        lock = open(os.path.join(folder, "lock"), mode)  # noqa: SIM115  it stays open as long as the cache
+    except OSError:
+        return None
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return lock
+    except OSError:
+        lock.close()
+        return None
 
 
 def claim_subfolder(folder: str) -> tuple[str, IO[str]]:

@@ -84,6 +84,7 @@ class Loader:
         self._lock = threading.Lock()  # of the figures below
         self._batches = 0
         self._decode_s = 0.0
+        self._fetch_wait_s = 0.0
         self._wait_s = 0.0
         self._total_s = 0.0
         self._since_s: float | None = None
@@ -127,11 +128,12 @@ class Loader:
     def stats(self) -> dict[str, float]:
         """Figures since the start.
 
-        wait_fraction: share of the time in which the caller waited for a batch; decode_s: seconds of all threads spent
-        on samples; hit_rate: share of samples whose shard was at hand (1 for a local dataset).
+        wait_fraction: share of the time in which the caller waited for a batch; decode_s: seconds that all threads spent
+        on reading and resizing; fetch_wait_s: that they waited for shards; hit_rate: share of samples whose shard was at
+        hand (1 for a local dataset).
         """
         with self._lock:
-            decode_s = self._decode_s
+            decode_s, fetch_wait_s = self._decode_s, self._fetch_wait_s
         hits, misses = (self._cache.hits, self._cache.misses) if self._cache is not None else (0, 0)
         return {
             "batches": float(self._batches),
@@ -140,21 +142,23 @@ class Loader:
             "total_s": self._total_s,
             "wait_fraction": self._wait_s / self._total_s if self._total_s else 0.0,
             "decode_s": decode_s,
+            "fetch_wait_s": fetch_wait_s,
             "hit_rate": hits / (hits + misses) if hits + misses else 1.0,
             "fetched_bytes": float(self._cache.fetched_bytes if self._cache is not None else 0),
         }
 
     def close(self) -> None:
-        """End the threads and remove the temporary cache; what is being read is waited for. Twice does nothing."""
-        if self._closed:
-            return
+        """End the threads and remove the temporary cache; what is being read is waited for, a store that is gone is not.
+        Twice does nothing; where an interrupt cut it short, again goes on."""
         self._closed = True
-        self._pool.shutdown(wait=True, cancel_futures=True)
-        self._pending.clear()
-        if self._ahead is not None:
-            self._ahead.close()
-        if self._cache is not None:
-            self._cache.close()
+        with ExitStack() as steps:  # each of them, whatever the one before it raised
+            if self._cache is not None:
+                self._cache.stop()
+                steps.callback(self._cache.close)
+            if self._ahead is not None:
+                steps.callback(self._ahead.close)
+            steps.callback(self._pending.clear)
+            self._pool.shutdown(wait=True, cancel_futures=True)
 
     def __enter__(self) -> "Loader":
         return self
@@ -190,11 +194,13 @@ class Loader:
                     held.enter_context(self._cache.use(entry))
             except (InfdError, OSError) as error:
                 raise DatasetError(f"{where}: {error}") from error
+            at_hand_s = time.perf_counter()
             lowres, patch = self._read(sample, where)
         batch.lowres[at] = torch.from_numpy(lowres).permute(2, 0, 1)
         batch.patch[at] = torch.from_numpy(patch).permute(2, 0, 1)
         with self._lock:
-            self._decode_s += time.perf_counter() - began_s
+            self._fetch_wait_s += at_hand_s - began_s
+            self._decode_s += time.perf_counter() - at_hand_s
 
     def _read(self, sample: Sample, where: str) -> tuple[np.ndarray, np.ndarray]:
         """lowres (L, L, 3) and patch (P, P, 3); what goes wrong is a DatasetError that says where."""
@@ -202,10 +208,11 @@ class Loader:
         try:
             view = "center" if crop.view == "center" else dataset.view(row, sample.view_offset)
             lowres = dataset.lowres(row, size=crop.lowres_px, view=view)
-            patch = dataset.patch(row, r=sample.r, y=sample.y, x=sample.x, size=crop.patch_px, view=view)
+            x = sample.r - crop.patch_px - sample.x if sample.flip else sample.x
+            patch = dataset.patch(row, r=sample.r, y=sample.y, x=x, size=crop.patch_px, view=view)
         except Exception as error:
             raise DatasetError(f"{where} ({self._photo_uri(row)}): {error}") from error
-        return lowres, patch
+        return (lowres[:, ::-1].copy(), patch[:, ::-1].copy()) if sample.flip else (lowres, patch)
 
     def _photo_uri(self, row: int) -> str:
         """The source of a photo, or why it cannot be told."""

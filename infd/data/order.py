@@ -36,7 +36,7 @@ KEPT_EPOCHS = 3
 """Epochs of a walk held in memory: the epoch being read, and those that prefetching has reached."""
 
 # Purposes of a random stream: the second word of Philox's key. Never renumber: they are part of the order.
-CROPS, SHARDS, ROWS, WINDOWS, VALIDATION_SHARDS, VALIDATION_CROPS, BALANCE, BALANCED_SEED = range(8)
+CROPS, SHARDS, ROWS, WINDOWS, VALIDATION_SHARDS, VALIDATION_CROPS, BALANCE, BALANCED_SEED, FLIPS = range(9)
 
 
 class Sample(NamedTuple):
@@ -53,6 +53,8 @@ class Sample(NamedTuple):
     """Side of the whole view, pixels; at most the photo's short side."""
     y: int
     x: int
+    flip: bool = False
+    """The view is mirrored, left to right, before the patch is cut: x counts from the left of the mirrored one."""
 
 
 class Order:
@@ -250,7 +252,10 @@ def draw_crop(crop: CropConfig, *, g: int, row: int, short_side: int, step: int,
         r = crop.patch_px
     elif unit(largest) < (crop.p_max_late if late else crop.p_max):
         r = min(short_side, crop.r_max)
-    return cut(crop, place, g=g, row=row, r=r, side=short_side)
+    sample = cut(crop, place, g=g, row=row, r=r, side=short_side)
+    if crop.flip:  # a stream of its own, so that all else is the same with and without
+        return sample._replace(flip=bool(int(random_words(1, seed=seed, purpose=FLIPS, index=g)[0]) >> 63))
+    return sample
 
 
 def cut(crop: CropConfig, words: list[int], *, g: int, row: int, r: int | None, side: int) -> Sample:

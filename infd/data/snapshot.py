@@ -24,12 +24,11 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from PIL import Image
 
 from infd import config as configs
 from infd import storage
 from infd.config import IngestConfig
-from infd.data import pyramid, shards
+from infd.data import pyramid, shards, shared_cache
 from infd.data.pyramid import View
 from infd.data.shards import Shard
 from infd.errors import DatasetError, PhotoError, PreconditionFailed
@@ -310,12 +309,7 @@ class Dataset:
         stored = min(pyramid.LOWRES_PX, square.side)
         if square != self.view(row) or size > stored:
             return pyramid.read_patch(photo, r=size, y=0, x=0, h=size, w=size, view=square)
-        try:
-            image = pyramid.decode(photo.lowres, photo.codec)
-        except (OSError, SyntaxError, ValueError) as error:
-            raise DatasetError(f"{photo.name}: its lowres cannot be decoded as {photo.codec}; the shard is damaged: "
-                               "delete it and get it again") from error
-        return np.array(image if size == stored else image.resize((size, size), Image.Resampling.LANCZOS))
+        return pyramid.read_lowres(photo, photo.lowres, size)
 
     def photo(self, row: int) -> shards.StoredPhoto:
         """The encoded tiles and lowres of a photo, as views into its shard."""
@@ -348,23 +342,18 @@ class Dataset:
         return storage.join(self.uri, shards.key(entry.sha256))
 
     def fetch_to_cache(self, entry: ShardEntry) -> str:
-        """The shard's local path: in place for a local dataset, else in the cache folder; checked by its sha256.
-
-        The folder is INFD_CACHE/shards or ~/.cache/infd/shards. It only grows; the training loader has a cache with
-        a bound instead.
-        """
+        """The shard's local path: in place for a local dataset, else in the machine's cache folder (shared_cache.py);
+        checked by its sha256. Shards that the folder no longer holds are let go of, so that their space comes back."""
         uri = self.shard_uri(entry)
-        path = storage.local_path(uri) if not storage.is_remote(uri) else _cached(uri, entry)
-        shards.require_whole(path, entry.sha256, entry.bytes)
+        if not storage.is_remote(uri):
+            path = storage.local_path(uri)
+            shards.require_whole(path, entry.sha256, entry.bytes)
+            return path
+        path = shared_cache.fetch(uri, entry.sha256, entry.bytes)
+        with self._lock:
+            for sha256 in [sha256 for sha256, shard in self._open.items() if not os.path.exists(shard.path)]:
+                del self._open[sha256]
         return path
-
-
-def _cached(uri: str, entry: ShardEntry) -> str:
-    root = os.environ.get("INFD_CACHE") or os.path.join("~", ".cache", "infd")
-    path = os.path.join(os.path.expanduser(root), "shards", f"{entry.sha256}{shards.SUFFIX}")
-    if not os.path.isfile(path) or os.path.getsize(path) != entry.bytes:
-        storage.get_file(uri, path)
-    return path
 
 
 # ---------------------------------------------------------------- writing without a cluster

@@ -3,6 +3,7 @@
 import fcntl
 import hashlib
 import os
+import signal
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -12,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from infd import storage
+from infd import s3, storage
 from infd.data.cache import ShardCache
 from infd.data.snapshot import ShardEntry
 from infd.errors import DatasetError, StorageError
@@ -172,13 +173,13 @@ def test_law_a_damaged_shard_is_fetched_again(origin: Origin, monkeypatch: pytes
     cache.close()
 
 
-def test_error_damaged_twice_names_the_shard_and_leaves_nothing(
+def test_error_damaged_each_time_names_the_shard_and_leaves_nothing(
     origin: Origin, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    damage_on_the_way(monkeypatch, times=2)
+    damage_on_the_way(monkeypatch, times=3)
     cache = ShardCache("", max_bytes=1000, uri_of=origin.uri_of)
     shard = origin.shards[1]
-    with pytest.raises(DatasetError, match=rf"shard .*{shard.sha256}: sha256 [0-9a-f]{{64}} after 2 fetches"):
+    with pytest.raises(DatasetError, match=rf"shard .*{shard.sha256}: sha256 [0-9a-f]{{64}} after 3 fetches"):
         cache.fetch(shard)
     assert files(cache) == {}
     assert cache.held_bytes == 0
@@ -262,3 +263,67 @@ def test_error_cache_dir_that_is_a_file(origin: Origin, tmp_path: Path) -> None:
     (tmp_path / "cache").write_bytes(b"")
     with pytest.raises(StorageError, match=r"loader\.cache_dir=.*cache: "):
         lasting(origin, tmp_path)
+
+
+# ---------------------------------------------------------------- what others do to the folder
+
+
+@pytest.mark.parametrize("harm", [os.unlink, lambda path: os.truncate(path, 7)])
+def test_law_what_someone_tidied_up_is_fetched_again(
+    origin: Origin, fetched: list[str], harm: Callable[[str], None]
+) -> None:
+    gone: list[str] = []
+    cache = ShardCache("", max_bytes=300, uri_of=origin.uri_of, on_evict=gone.append)
+    shard = origin.shards[0]
+    harm(cache.fetch(shard))
+    assert Path(cache.fetch(shard)).read_bytes() == b"\0" * 100
+    assert len(fetched) == 2 and gone == [shard.sha256]  # a reader must map it anew
+    os.unlink(cache.path(shard))
+    for other in origin.shards[1:4]:
+        cache.fetch(other)  # evicting what is gone is no error
+    assert cache.held_bytes == 300
+    cache.close()
+
+
+def test_law_a_killed_process_leaves_its_folder_to_the_next_to_remove(
+    origin: Origin, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    living = ShardCache("", max_bytes=300, uri_of=origin.uri_of)
+    living.fetch(origin.shards[0])
+    pid = os.fork()
+    if pid == 0:
+        killed = ShardCache("", max_bytes=300, uri_of=origin.uri_of)
+        killed.fetch(origin.shards[1])
+        os.kill(os.getpid(), signal.SIGKILL)
+    assert os.WTERMSIG(os.waitpid(pid, 0)[1]) == signal.SIGKILL
+    assert len(list(tmp_path.glob("infd-shards-*"))) == 2
+    third = ShardCache("", max_bytes=300, uri_of=origin.uri_of)
+    assert sorted(map(str, tmp_path.glob("infd-shards-*"))) == sorted([living.folder, third.folder])
+    assert os.path.exists(living.path(origin.shards[0]))
+    third.close()
+    living.close()
+    assert list(tmp_path.glob("infd-shards-*")) == []
+
+
+def test_law_stopping_ends_a_fetch_from_a_store_that_is_gone(origin: Origin, monkeypatch: pytest.MonkeyPatch) -> None:
+    began = threading.Event()
+
+    def gone(uri: str, path: str) -> None:
+        def ask() -> None:
+            began.set()
+            raise ConnectionError
+
+        s3.retrying(uri, ask)
+
+    monkeypatch.setattr(storage, "get_file", gone)
+    monkeypatch.setattr(s3, "_answered", {s3.endpoint()})
+    cache = ShardCache("", max_bytes=1000, uri_of=origin.uri_of)
+    with ThreadPoolExecutor(1) as pool:
+        asked = pool.submit(cache.fetch, origin.shards[0])
+        assert began.wait(30)
+        cache.stop()
+        with pytest.raises(StorageError, match="no sound answer"):
+            asked.result(timeout=5)
+    cache.close()
+    cache.close()

@@ -2,6 +2,9 @@
 
 import io
 import os
+import signal
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -217,7 +220,57 @@ def test_law_waiting_ends_with_the_call(dataset: Dataset, monkeypatch: pytest.Mo
     assert stats["wait_fraction"] == pytest.approx(4 / 11)
 
 
+def test_law_flips_mirror_the_view_and_change_nothing_else(dataset: Dataset, place: str) -> None:
+    """patch (y, x) of the mirrored view; coordinates count in it, as lowres shows it."""
+    with Loader(dataset, order_of(dataset, crop=replace(CROP, flip=True)), LoaderConfig(), slots=range(4)) as batches:
+        flipped = [next(batches) for _ in range(8)]
+    samples = [s for step in range(8) for s in order_of(dataset, crop=replace(CROP, flip=True)).batch(step)]
+    assert {s.flip for s in samples} == {True, False}
+    for batch, plain in zip(flipped, take(dataset, 8), strict=True):
+        assert (batch.rows, batch.r.tolist(), batch.y.tolist(), batch.x.tolist()) == (
+            plain.rows, plain.r.tolist(), plain.y.tolist(), plain.x.tolist())
+        for i in range(4):
+            s = samples[4 * batch.step + i]
+            if not s.flip:
+                assert torch.equal(batch.patch[i], plain.patch[i]) and torch.equal(batch.lowres[i], plain.lowres[i])
+                continue
+            assert torch.equal(batch.lowres[i], plain.lowres[i].flip(-1))
+            whole = dataset.patch(s.row, r=s.r, y=0, x=0, size=s.r, view=dataset.view(s.row, s.view_offset))[:, ::-1]
+            theirs = torch.from_numpy(whole[s.y:s.y + 24, s.x:s.x + 24].copy()).permute(2, 0, 1)
+            assert (batch.patch[i].int() - theirs.int()).abs().max() <= 1  # one tile read or several: rounding
+
+
 # ---------------------------------------------------------------- the end
+
+
+PROGRAM = """
+import sys, types
+from infd.config import CropConfig, LoaderConfig
+from infd.data import loader
+from infd.data.order import Order
+from infd.data.snapshot import open_dataset
+loader.storage = types.SimpleNamespace(is_remote=lambda uri: True)
+dataset = open_dataset(sys.argv[1])
+order = Order(dataset.manifest, CropConfig(patch_px=24, lowres_px=32, r_min=24, r_max=64), batch=4, seed=0)
+with loader.Loader(dataset, order, LoaderConfig(), slots=range(4)) as batches:
+    for batch in batches:
+        print(batch.step, flush=True)
+"""
+
+
+def test_law_ctrl_c_ends_a_program_and_leaves_no_file(root: str, tmp_path: Path) -> None:
+    place = tmp_path / "its own"
+    place.mkdir()
+    program = subprocess.Popen([sys.executable, "-c", PROGRAM, root], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                               text=True, env={**os.environ, "TMPDIR": str(place)}, cwd=Path(__file__).parents[2])
+    assert program.stdout is not None
+    while program.stdout.readline() != "5\n":
+        assert program.poll() is None
+    assert [name[:12] for name in os.listdir(place)] == ["infd-shards-"]
+    program.send_signal(signal.SIGINT)
+    _, err = program.communicate(timeout=120)
+    assert err.rstrip().endswith("KeyboardInterrupt")
+    assert os.listdir(place) == []
 
 
 def test_law_close_leaves_nothing(dataset: Dataset, place: str) -> None:

@@ -18,7 +18,7 @@ from infd.errors import ConfigError, DatasetError
 CROP = CropConfig(patch_px=16, lowres_px=16, r_min=16, r_max=64)
 WORLDS = (1, 2, 3, 4, 6)
 GOLDEN_ROWS = [[10, 8], [11, 5], [7, 6], [0, 3], [1, 9], [2, 4]]
-GOLDEN_SAMPLE_5 = (5, 6, 0.662390808503082, 35, 5, 14)
+GOLDEN_SAMPLE_5 = (5, 6, 0.662390808503082, 35, 5, 14, False)
 
 
 def manifest_of(sizes: list[int], *, short_side: Any = 100, split: Any = 0) -> Manifest:
@@ -280,6 +280,21 @@ def test_law_the_late_phase_leaves_rows_and_corners_of_other_steps_alone() -> No
     late = Order(manifest, replace(CROP, p_max_late=0.5, late_from_step=5), batch=4, seed=0)
     assert [early.batch(step) for step in range(5)] == [late.batch(step) for step in range(5)]
     assert [s.row for s in early.batch(9)] == [s.row for s in late.batch(9)]
+
+
+@given(manifests(), st.integers(0, 2**63), st.integers(0, 300))
+def test_law_flips_leave_everything_else_alone(manifest: Manifest, seed: int, g: int) -> None:
+    crop = replace(CROP, p_whole=0.2, p_max=0.2, view="random")
+    plain = Order(manifest, crop, batch=5, seed=seed).sample(g)
+    assert plain.flip is False
+    assert Order(manifest, replace(crop, flip=True), batch=5, seed=seed).sample(g)._replace(flip=False) == plain
+
+
+def test_law_half_of_the_views_are_flipped_whatever_the_crop() -> None:
+    samples = draws(replace(CROP, r_min=25, r_max=25, flip=True), 20_000)
+    assert abs(sum(s.flip for s in samples) / 20_000 - 0.5) < 4.5 * 0.5 / np.sqrt(20_000)
+    assert_uniform([2 * s.x + s.flip for s in samples], 0, 19)
+    assert not any(s.flip for s in validation_samples(manifest_of([9], split=1), replace(CROP, flip=True), 50, 0))
 
 
 def test_golden_first_samples_never_change() -> None:

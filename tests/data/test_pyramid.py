@@ -1,6 +1,7 @@
 """The pyramid: what is stored, and that patches are crops of the view resized at once."""
 
 import dataclasses
+from concurrent.futures import ThreadPoolExecutor
 from io import BytesIO
 
 import numpy as np
@@ -23,7 +24,7 @@ _built: dict[tuple[int, int, str], tuple[Image.Image, pyramid.Pyramid]] = {}
 
 
 def built(width: int, height: int, config: IngestConfig) -> tuple[Image.Image, pyramid.Pyramid]:
-    key = (width, height, config.codec)
+    key = (width, height, f"{config.codec} {config.tile_px}")
     if key not in _built:
         image = picture(width, height, seed=width)
         _built[key] = (image, pyramid.build(image, config))
@@ -38,6 +39,13 @@ def cases(draw: st.DrawFn) -> tuple[int, int, float, int, int, int, int]:
     r = draw(st.one_of(st.just(side), st.integers(16, side)))
     size = draw(st.integers(1, min(r, 96)))
     return width, height, draw(st.floats(0, 1)), r, draw(st.integers(0, r - size)), draw(st.integers(0, r - size)), size
+
+
+def assert_one_level(patch: np.ndarray, expected: np.ndarray) -> None:
+    """Equal to one grey level, but for one value in a thousand, which may be off by two: PIL keeps the box in float32
+    and rounds its weights and the image between its two passes, so another region is another rounding."""
+    off = np.abs(patch.astype(int) - expected)
+    assert off.max() <= 2 and (off > 1).sum() <= 1 + off.size // 1000
 
 
 @given(st.integers(16, 9000), st.integers(16, 9000))
@@ -64,6 +72,7 @@ def test_law_at_native_r_a_patch_is_the_stored_pixels(codec):
 
 
 @given(cases())
+@example((777, 300, 0.3671875, 229, 82, 54, 74))
 @example((600, 601, 0.5, 401, 0, 0, 96))
 @example((600, 601, 0.5, 200, 104, 104, 96))
 @settings(max_examples=60)
@@ -75,7 +84,7 @@ def test_law_a_patch_is_the_crop_of_the_whole_resize(case):
     expected = reference.whole_view(image, *view, r)[y:y + size, x:x + size]
     assert patch.shape == (size, size, 3) and patch.dtype == np.uint8 and patch.flags.writeable
     if pyramid.serving_level(stored.levels, r) == 0:
-        assert np.abs(patch.astype(int) - expected).max() <= 1  # rounding between the two passes of the filter
+        assert_one_level(patch, expected)
     else:
         assert psnr(patch, expected) >= 42  # halving, then the rest: a small patch may be one edge
 
@@ -90,15 +99,67 @@ def test_ref_a_patch_is_lanczos_in_float64():
     assert np.abs(patch - expected).max() <= 1.6  # two roundings to whole levels
 
 
-@pytest.mark.parametrize(("width", "height"), [(1500, 1100), (1025, 1800)])
-def test_law_jpeg_tiles_stay_above_45_db(width, height):
+@pytest.mark.parametrize(("width", "height"), [(1500, 1100), (1025, 1800), (256, 256), (320, 2560), (2307, 289)])
+@pytest.mark.parametrize("offset", [0.5, 0.83])
+def test_law_jpeg_tiles_stay_true(width, height, offset):
     image, stored = built(width, height, JPEG)
-    view = pyramid.center_view(width, height)
-    for r in (256, 300, 366, 500, 683, 733):
+    view = pyramid.view_at(width, height, offset)
+    for r in {min(r, view.side) for r in (256, 261, 300, 366, 500, 683, 733, 1024, 1100)}:
         expected = reference.whole_view(image, *view, r)
-        y, x = (r - 256) // 2, (r - 256) // 3
-        patch = pyramid.read_patch(stored, r=r, y=y, x=x, h=256, w=256, view=view)
-        assert psnr(patch, expected[y:y + 256, x:x + 256]) >= 45, r
+        for y, x in ((0, 0), ((r - 256) // 2, (r - 256) // 3), (r - 256, r - 256)):
+            patch = pyramid.read_patch(stored, r=r, y=y, x=x, h=256, w=256, view=view)
+            least = 45 if r * 1.5 <= view.side else 43  # nearer to the native side all of the codec's noise stays
+            assert psnr(patch, expected[y:y + 256, x:x + 256]) >= least, (r, y, x)
+
+
+@given(cases(), st.sampled_from([64, 128, 256]))
+@settings(max_examples=60)
+def test_law_jpeg_pieces_read_as_whole_tiles_do(case, tile_px):
+    width, height, offset, r, y, x, size = case
+    config = IngestConfig(tile_px=tile_px)
+    _, stored = built(width, height, config)
+    plain = plainly_encoded(width, height, config)
+    view = pyramid.view_at(width, height, offset)
+    patch, expected = (pyramid.read_patch(one, r=r, y=y, x=x, h=size, w=size, view=view) for one in (stored, plain))
+    if r == view.side:
+        assert_array_equal(patch, expected)
+    else:
+        assert_one_level(patch, expected)
+    assert patch.flags.writeable
+
+
+def plainly_encoded(width: int, height: int, config: IngestConfig) -> pyramid.Pyramid:
+    """As datasets of before pieces have it: the same pixels in JPEGs without restart markers."""
+    key = (width, height, f"plain {config.tile_px}")
+    if key not in _built:
+        image, stored = built(width, height, config)
+        with pytest.MonkeyPatch.context() as patched:
+            patched.setattr(pyramid, "_has_pieces", lambda _: False)
+            plain = pyramid.build(image, config)
+        assert [len(one.tiles) for one in (stored, plain)] == [len(plain.tiles)] * 2
+        assert all(b"\xff\xdd" not in tile[:700] for tile in plain.tiles)
+        _built[key] = image, plain
+    return _built[key][1]
+
+
+def test_law_one_call_decodes_a_region(monkeypatch):
+    """The pieces are used at all, and whole tiles are not decoded."""
+    _, stored = built(1500, 1100, JPEG)
+    monkeypatch.setattr(pyramid, "_whole_tiles", None)
+    for y, x in ((0, 0), (300, 200), (544, 544)):
+        pyramid.read_patch(stored, r=800, y=y, x=x, h=256, w=256, view=pyramid.center_view(1500, 1100))
+
+
+def test_law_threads_read_the_same():
+    _, stored = built(1500, 1100, JPEG)
+    view = pyramid.center_view(1500, 1100)
+
+    def read(r: int) -> bytes:
+        return pyramid.read_patch(stored, r=r, y=r - 256, x=0, h=256, w=256, view=view).tobytes()
+
+    sides = list(range(256, 1100, 50)) * 4
+    with ThreadPoolExecutor(4) as pool:
+        assert list(pool.map(read, sides)) == [read(r) for r in sides]
 
 
 @pytest.mark.parametrize(("width", "height"), [(256, 256), (2000, 256), (257, 300), (64, 90)])
@@ -125,6 +186,16 @@ def test_law_lowres_is_the_centred_view():
     assert_array_equal(np.asarray(pyramid.decode(stored.lowres, "png")), reference.whole_view(image, *view, 256))
 
 
+@pytest.mark.parametrize("config", [PNG, JPEG], ids=["png", "jpeg"])
+def test_law_lowres_is_read_at_any_side(config):
+    _, stored = built(777, 300, config)
+    whole = pyramid.read_lowres(stored, stored.lowres, 256)
+    assert_array_equal(whole, np.asarray(pyramid.decode(stored.lowres, stored.codec)))
+    half = pyramid.read_lowres(stored, memoryview(stored.lowres), 64)
+    assert_array_equal(half, np.asarray(Image.fromarray(whole).resize((64, 64), Image.Resampling.LANCZOS)))
+    assert whole.flags.writeable and half.flags.writeable
+
+
 def test_law_lowres_is_never_enlarged():
     small = pyramid.build(picture(90, 64), IngestConfig(codec="png", min_side_px=16))
     assert pyramid.decode(small.lowres, "png").size == (64, 64)
@@ -141,6 +212,28 @@ def test_law_only_touched_tiles_are_decoded():
     pyramid.read_patch(lone, r=600, y=128 - view.y, x=128 - view.x, h=128, w=128, view=view)
     with pytest.raises(DatasetError, match="tile 1 cannot be decoded"):
         pyramid.read_patch(lone, r=600, y=127 - view.y, x=128 - view.x, h=128, w=128, view=view)
+
+
+@pytest.mark.parametrize(("spoil", "says"), [
+    (lambda tile: tile[:-40], "tile 3 cannot be decoded as jpeg; expected 244x244 pixels"),
+    (lambda tile: bytes(len(tile)), "tile 3 cannot be decoded as jpeg"),
+    (lambda tile: b"", "tile 3 cannot be decoded as jpeg"),
+    (lambda tile: pyramid.encode(picture(30, 20), "jpeg"), "tile 3 has 30x20 pixels; expected 244x244"),
+], ids=["cut short", "zeros", "empty", "another picture"])
+def test_error_a_damaged_jpeg_tile_is_named(spoil, says):
+    stored = pyramid.build(picture(500, 500), JPEG)
+    tiles = [*stored.tiles]
+    tiles[3] = spoil(tiles[3])
+    bad = dataclasses.replace(stored, tiles=tiles, name="shard x row 5 (a.jpg)")
+    with pytest.raises(DatasetError, match=rf"shard x row 5 \(a.jpg\): {says}"):
+        pyramid.read_patch(bad, r=500, y=200, x=200, h=256, w=244, view=pyramid.View(0, 0, 500))
+
+
+@pytest.mark.parametrize("codec", ["jpeg", "png"])
+def test_error_a_damaged_lowres_is_named(codec):
+    stored = pyramid.build(picture(300, 300), IngestConfig(codec=codec))
+    with pytest.raises(DatasetError, match=f"a photo in memory: its lowres cannot be decoded as {codec}"):
+        pyramid.read_lowres(stored, stored.lowres[:-60], 256)
 
 
 def test_error_a_tile_of_another_size_is_named():
