@@ -57,6 +57,7 @@ def main() -> None:
     print("| way | steps/s | images/s |\n|---|---|---|")
     for name in ("published", "ours"):
         stage = AutoencoderStage(config, world=World(), lpips=None, validation=[])
+        begun = time.perf_counter()
         for step in range(1, STEPS + 6):
             if step == 6:
                 begun = time.perf_counter()
