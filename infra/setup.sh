@@ -27,4 +27,5 @@ if [ "${AVX2:-0}" = 1 ]; then
         "$(grep '^pillow-simd==' constraints.txt)"
 fi
 "$uv" pip install "${options[@]}" -r pyproject.toml --all-extras
-"$uv" pip install -q --python .venv/bin/python --no-deps --editable .
+# compat: a plain .pth file, so that a session in the folder above, where `infd` is the clone, still imports the package.
+"$uv" pip install -q --python .venv/bin/python --no-deps --config-setting editable_mode=compat --editable .

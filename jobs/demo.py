@@ -37,15 +37,17 @@ def quiet() -> None:
         logging.getLogger(name).setLevel(logging.WARNING)
 
 
-def clean() -> str:
+def clean(*, keep_up: bool) -> str:
     """Remove what the demo made, and the local stack if nobody else keeps anything in it; says what was done."""
     from infra import local
     from pipelines import demo_clean
 
     demo_clean.clean(FOLDER)
     others = demo_clean.others()
-    local.down(purge=not others)
-    kept = f"stopped; it holds other data, which stays: {', '.join(others)}" if others else "removed"
+    if not (others and keep_up):
+        local.down(purge=not others)
+    state = "runs on (make down stops it)" if keep_up else "stopped"
+    kept = f"{state}; it holds other data, which stays: {', '.join(others)}" if others else "removed"
     return f"demo: removed; the local stack: {kept}; downloads stay in the cache folder (~/.cache/infd)"
 
 
@@ -56,10 +58,11 @@ def main(argv: list[str] | None = None) -> int:
 
     try:
         begun = time.monotonic()
+        was_up = local.status().services["s3"].usable
         stack = local.up()
         os.environ.update(stack.env)
         if args.clean:
-            print(clean())
+            print(clean(keep_up=was_up))
             return 0
         from pipelines.demo import run_demo
 

@@ -40,6 +40,9 @@ def main(argv: list[str] | None = None) -> int:
     except InfdError as error:
         print(f"ingest: {error}", file=sys.stderr)
         return error.exit_code
+    except KeyboardInterrupt:
+        print("ingest: stopped; the same command again goes on from the units that are done", file=sys.stderr)
+        return 130
     print(done.summary, file=sys.stderr)
     print(done.snapshot_uri)
     return 0

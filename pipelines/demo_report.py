@@ -88,7 +88,7 @@ def write_report(record: DemoRecord, path: Path) -> Path:
         "facts": [
             (str(len(record.dataset)), "photographs in the dataset"), (f"{pixels / 1e6:.0f} Mpx", "their pixels"),
             (f"{found.step:,}", "training steps"), (f"{mean_psnr(record.photos):.1f} dB", f"mean PSNR of renders at {PANEL}"),
-            (duration(sum(record.seconds.values())), "from start to this page"),
+            (duration(sum(record.seconds.values())), "from start to the renders"),
         ],
         "plots": [{"alt": name, "src": plot} for name, plot in plots(record.curves)],
         "times": time_rows(record.seconds), "wait_note": wait_note(record.wait_fraction),

@@ -69,6 +69,8 @@ def summary(plan: Plan, outcome: Outcome, uri: str, *, read: int, seconds: float
     manifest = snapshot.manifest_of(pa.Table.from_pylist(outcome.entries, snapshot.ENTRY))
     lost = "".join(f"\n    {reason:<16}{count:>9}" for reason, count in tally(outcome.new_rejects).items())
     size = sum(entry["bytes"] for entry in outcome.entries)
+    if outcome.new_rejects:
+        lost += f"\n    each named in {plan.uri('rejects.parquet')}"
     removed = [f"  removed           {len(plan.removed):>9}, their files are gone"] if plan.removed else []
     return "\n".join((
         f"snapshot {uri}",

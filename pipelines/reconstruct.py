@@ -1,6 +1,8 @@
 """Image files through a checkpoint's autoencoder, as PNGs and one sheet."""
 
 import io
+import logging
+import time
 from collections.abc import Iterator, Sequence
 from functools import partial
 
@@ -12,6 +14,9 @@ from infd.data.photo import REASONS, decode
 from infd.errors import ConfigError, PhotoError
 from infd.generation.load import load_autoencoder
 from infd.generation.reconstruct import center_view, compare, reconstruct, resized, sheet
+from pipelines.progress import duration
+
+logger = logging.getLogger(__name__)
 
 SHEET_NATIVE_PX = 1024
 
@@ -32,7 +37,10 @@ def reconstruct_files(uri: str, images: Sequence[str], *, sizes: Sequence[int], 
     for address in images:
         image = photo_at(address, min_side_px=lowres_px)
         name = stem(address)
-        for size, render in zip(sizes, reconstruct(autoencoder, image, sizes, lowres_px=lowres_px), strict=True):
+        for size in sizes:
+            began = time.monotonic()
+            (render,) = reconstruct(autoencoder, image, [size], lowres_px=lowres_px)
+            logger.info("%s: rendered at %d in %s", address, size, duration(time.monotonic() - began))
             yield write_png(render, storage.join(out, f"{name}-{size}.png"))
         view = center_view(image)
         rows.append(compare(autoencoder, partial(resized, view), native=min(view.width, SHEET_NATIVE_PX),

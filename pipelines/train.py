@@ -83,8 +83,10 @@ def train_on_ray(run: Run, where: RunConfig) -> None:
 
     from pipelines.cluster import connect
 
-    patience = {"RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": str(GROWTH_S)} if autoscales() else {}
-    with connect(env={**patience, **passed_on(), "RAY_TRAIN_V2_ENABLED": "1", "RAY_TRAIN_ENABLE_PRINT_PATCH": "0"}):
+    own = {"RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": str(GROWTH_S)} if autoscales() else {}
+    if os.environ.get("RAY_ADDRESS", "auto") != "auto":                # Ray Train's helpers look for a cluster by themselves
+        own["RAY_ADDRESS"] = os.environ["RAY_ADDRESS"]
+    with connect(env={**own, **passed_on(), "RAY_TRAIN_V2_ENABLED": "1", "RAY_TRAIN_ENABLE_PRINT_PATCH": "0"}):
         resources = ray.cluster_resources()
         gpu = wants_gpu(where, resources)
         cpus = check_fits(where, resources, gpu=gpu)

@@ -183,7 +183,7 @@ def read_patch(photo: Tiled, *, r: int, y: int, x: int, h: int, w: int, view: Vi
     if not (y >= 0 and x >= 0 and 0 < h <= r - y and 0 < w <= r - x):
         raise ValueError(f"patch y={y}, x={x}, h={h}, w={w}: must lie inside the view at r={r}")
     if r > view.side:
-        raise ValueError(f"r={r}: the view has {view.side} pixels; nothing is enlarged")
+        raise ValueError(f"r={r}: the view has {view.side} pixels, and nothing is enlarged; ask for r up to {view.side}")
     if r == view.side:
         top, left = view.y + y, view.x + x
         region = _region(photo, 0, left, top, left + w, top + h)
