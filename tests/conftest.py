@@ -2,6 +2,7 @@
 
 import os
 import secrets
+import signal
 import uuid
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
 settings.register_profile("infd", deadline=None, max_examples=40, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("infd")
 torch.set_num_threads(1)
+# A shell that starts the tests in the background has them ignore Ctrl+C, and all programs that they start.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # ---------------------------------------------------------------- the local stack, for tests marked slow
 
