@@ -42,14 +42,14 @@ def forget_run(run_id: str) -> None:
     if not os.environ.get("MLFLOW_TRACKING_URI"):
         return
     from mlflow.exceptions import MlflowException
+    from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
     from mlflow.tracking import MlflowClient
 
     try:
         client = MlflowClient()
-        artifacts = client.get_run(run_id).info.artifact_uri or ""
+        if artifacts := client.get_run(run_id).info.artifact_uri:
+            get_artifact_repository(artifacts).delete_artifacts()
         client.delete_run(run_id)
-        if artifacts.startswith(s3.SCHEME):
-            storage.delete_prefix(artifacts)
     except MlflowException as error:
         logger.warning("MLflow run %s stays: %s", run_id, error)
 

@@ -72,11 +72,14 @@ def test_the_demo_reports_resumes_and_takes_away_only_its_own(stack, bucket, ima
     from mlflow.tracking import MlflowClient
 
     client, own = MlflowClient(), json.loads(storage.read_bytes(tracked))["run_id"]
+    root = "/".join(bucket.split("/")[:3])
+    assert any(own in info.uri for info in storage.list_objects(f"{root}/mlflow"))
     foreign = client.create_run(client.create_experiment(f"foreign-{own}")).info.run_id
     storage.put_atomic(f"{bucket}/datasets/demo-of-mine/shard", b"precious")
     demo_clean.clean(folder)
     assert [info.uri for info in storage.list_objects(bucket)] == [f"{bucket}/datasets/demo-of-mine/shard"]
+    assert not any(own in info.uri for info in storage.list_objects(f"{root}/mlflow"))
     assert client.get_run(own).info.lifecycle_stage == "deleted"
     assert client.get_run(foreign).info.lifecycle_stage == "active" and not folder.exists()
-    assert {f"s3://{storage.join(bucket).split('/')[2]}", f"MLflow experiment foreign-{own}"} <= {*demo_clean.others()}
+    assert {root, f"MLflow experiment foreign-{own}"} <= {*demo_clean.others()}
     client.delete_run(foreign)

@@ -1,6 +1,7 @@
 """Ingest: each unit alone, all of it through Ray, again with news, and killed in the middle."""
 
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -362,7 +363,9 @@ def test_law_a_killed_job_goes_on_to_the_same_snapshot(photos, tmp_path):
     second = start(killed)
     out, err = second.communicate()
     assert second.returncode == 0, err
-    assert out == f"{killed}@1\n" and f"{done} of them done already" in err
+    known = re.search(r"in (\d+) units, (\d+) of them done already", err)
+    assert out == f"{killed}@1\n" and known
+    assert done <= int(known[2]) < int(known[1])      # a worker lives a moment longer than its driver, and may end a unit
     plan = ingest_plan.make_plan(str(photos), whole, config=CONFIG, group="")
     ingest_plan.write_plan(plan)
     for number, unit in enumerate(plan.units):
