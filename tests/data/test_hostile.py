@@ -346,6 +346,7 @@ def test_law_hostile_files_become_photos_or_reasons(tmp_path):
     assert max(result["peak"] for result in results.values()) < PEAK_BYTES
 
 
+@pytest.mark.slow
 def test_law_the_runner_names_what_crashes_and_what_hangs(tmp_path, monkeypatch):
     """The test of the test: a file that kills the process and one that never ends are reported, and the next goes on."""
     monkeypatch.setattr(sys.modules[__name__], "HANG_S", 1)

@@ -40,6 +40,7 @@ def full_size() -> dict[str, torch.Tensor]:
     return state
 
 
+@pytest.mark.slow
 def test_law_the_full_size_file_maps_tensor_by_tensor():
     state = full_size()
     assert len(state) == 1014

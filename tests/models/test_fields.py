@@ -133,6 +133,7 @@ def test_golden_nearest_feature_of_every_row_off_ties():
 # ---------------------------------------------------------------- renders
 
 
+@pytest.mark.slow
 @settings(max_examples=25)
 @given(strategies.renders())
 def test_law_whole_is_the_same_in_one_call_and_in_tiles(case):

@@ -245,6 +245,7 @@ def test_law_wrong_pixels_and_lost_old_shards_fail_too(dataset, photos, monkeypa
 # ---------------------------------------------------------------- one at a time, stopped anywhere
 
 
+@pytest.mark.slow
 def test_law_two_refreshes_exclude_each_other(dataset, photos, monkeypatch, capsys):
     put_photos(photos, range(6, 8))
     codes = []

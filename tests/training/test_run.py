@@ -77,6 +77,7 @@ def begin(uri: str, dataset: str, **changes: object):
     return open_run(uri, preset="tiny", config=config(**changes), dataset=dataset)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("cut", [2, 4, 8, 10])
 def test_law_a_run_cut_and_resumed_ends_with_the_same_weights(dataset, tmp_path, cut):
     whole, parted = (begin(str(tmp_path / name), dataset) for name in ("whole", "parted"))
@@ -90,6 +91,7 @@ def test_law_a_run_cut_and_resumed_ends_with_the_same_weights(dataset, tmp_path,
     assert ends[0].files[checkpoint.TRAIN_STATE] == ends[1].files[checkpoint.TRAIN_STATE]
 
 
+@pytest.mark.slow
 def test_a_run_leaves_checkpoints_previews_and_metrics(dataset, tmp_path):
     observer, run = Recorder(), begin(str(tmp_path / "run"), dataset)
     run_autoencoder(run, world=World(), observer=observer)
