@@ -39,11 +39,12 @@ class Head(NamedTuple):
         return self.data[:self.sides_at] + sides + self.data[self.sides_at + 4:]
 
 
-def encode(image: Image.Image, *, quality: int) -> bytes:
-    """An RGB image in pieces; where its width is no multiple of 64, a piece is a whole row of blocks."""
+def encode(image: Image.Image, tables: list[list[int]]) -> bytes:
+    """An RGB image in pieces, by quantization tables of luma and chroma; where its width is no multiple of 64, a piece
+    is a whole row of blocks."""
     blocks = ceil(image.width / BLOCK_PX) if image.width % PIECE_PX else PIECE_PX // BLOCK_PX
     buffer = BytesIO()
-    image.save(buffer, "JPEG", quality=quality, subsampling=0, restart_marker_blocks=blocks)
+    image.save(buffer, "JPEG", qtables=tables, subsampling=0, restart_marker_blocks=blocks)
     return buffer.getvalue()
 
 

@@ -94,7 +94,7 @@ def versions() -> dict[str, str]:
 def schema_of(config: IngestConfig) -> pa.Schema:
     """SCHEMA with the metadata that a reader needs. No time, no host: equal inputs give equal files."""
     about = {"format": FORMAT, "tile_px": str(config.tile_px), "codec": config.codec, "filter": "lanczos",
-             "versions": json.dumps(versions())}
+             "raw_lowres_from_px": str(pyramid.RAW_LOWRES_FROM_PX), "versions": json.dumps(versions())}
     return SCHEMA.with_metadata(about)
 
 
@@ -173,6 +173,7 @@ class StoredPhoto:
     levels: list[Level]
     tiles: Tiles
     lowres: memoryview
+    lowres_codec: str
     tile_px: int
     codec: str
     name: str
@@ -195,6 +196,7 @@ class Shard:
             raise DatasetError(f"{self.name}: format {about.get('format')}; expected {FORMAT}; use the version of "
                                "infd that wrote it")
         self.tile_px, self.codec = int(about["tile_px"]), about["codec"]
+        self._raw_lowres_from_px = float(about.get("raw_lowres_from_px", "inf"))  # the first shards had none
         self._ends = np.cumsum([batch.num_rows for batch in self._batches])
 
     def __len__(self) -> int:
@@ -218,9 +220,10 @@ class Shard:
         """The pixels of a row, still encoded, without a copy."""
         batch, at = self._at(row)
         levels = [Level(**level) for level in batch.column("levels")[at].as_py()]
+        raw = min(levels[0].width, levels[0].height) >= self._raw_lowres_from_px
         name = f"{self.name} row {row} ({batch.column('uri')[at].as_py()})"
         return StoredPhoto(levels=levels, tiles=Tiles(batch, at), lowres=memoryview(batch.column("lowres")[at].as_buffer()),
-                           tile_px=self.tile_px, codec=self.codec, name=name)
+                           lowres_codec="raw" if raw else self.codec, tile_px=self.tile_px, codec=self.codec, name=name)
 
 
 @functools.lru_cache(maxsize=1 << 16)

@@ -289,27 +289,20 @@ class Dataset:
 
     def view(self, row: int, offset: float | str = "center") -> View:
         """The square view of a photo: "center", or `offset` in [0, 1] of the way along its long side."""
-        photo = self.photo(row)
-        width, height = photo.levels[0].width, photo.levels[0].height
-        if isinstance(offset, str):
-            if offset != "center":
-                raise ValueError(f"view={offset}: expected 'center', a number in [0, 1] or a View")
-            return pyramid.center_view(width, height)
-        return pyramid.view_at(width, height, offset)
+        return _square(self.photo(row), offset)
 
     def patch(self, row: int, *, r: int, y: int, x: int, size: int, view: View | float | str = "center") -> np.ndarray:
         """The size × size pixels at (y, x) of the view at side r: uint8 (size, size, 3)."""
-        square = view if isinstance(view, View) else self.view(row, view)
-        return pyramid.read_patch(self.photo(row), r=r, y=y, x=x, h=size, w=size, view=square)
+        photo = self.photo(row)
+        return pyramid.read_patch(photo, r=r, y=y, x=x, h=size, w=size, view=_square(photo, view))
 
     def lowres(self, row: int, *, size: int = 256, view: View | float | str = "center") -> np.ndarray:
         """The whole view at side `size`: uint8 (size, size, 3). For the centred view it comes from what is stored."""
         photo = self.photo(row)
-        square = view if isinstance(view, View) else self.view(row, view)
-        stored = min(pyramid.LOWRES_PX, square.side)
-        if square != self.view(row) or size > stored:
+        square = _square(photo, view)
+        if square != _square(photo, "center") or size > min(pyramid.LOWRES_PX, square.side):
             return pyramid.read_patch(photo, r=size, y=0, x=0, h=size, w=size, view=square)
-        return pyramid.read_lowres(photo, photo.lowres, size)
+        return pyramid.read_lowres(photo, size)
 
     def photo(self, row: int) -> shards.StoredPhoto:
         """The encoded tiles and lowres of a photo, as views into its shard."""
@@ -354,6 +347,18 @@ class Dataset:
             for sha256 in [sha256 for sha256, shard in self._open.items() if not os.path.exists(shard.path)]:
                 del self._open[sha256]
         return path
+
+
+def _square(photo: shards.StoredPhoto, view: View | float | str) -> View:
+    """The view itself, the centred one, or the one at an offset."""
+    if isinstance(view, View):
+        return view
+    width, height = photo.levels[0].width, photo.levels[0].height
+    if isinstance(view, str):
+        if view != "center":
+            raise ValueError(f"view={view}: expected 'center', a number in [0, 1] or a View")
+        return pyramid.center_view(width, height)
+    return pyramid.view_at(width, height, view)
 
 
 # ---------------------------------------------------------------- writing without a cluster

@@ -28,9 +28,9 @@ from infd.errors import DatasetError
 
 logger = logging.getLogger(__name__)
 
-TOLERANCE = {"jpeg": 8.0, "png": 1.0, "webp-lossless": 1.0}
+TOLERANCE = {"jpeg": 4.0, "png": 1.0, "webp-lossless": 1.0}
 """Most grey levels (root of the mean square over a tile) between a tile and the Lanczos resize of level k - 1. Lossless
-tiles differ by rounding alone; JPEG 95 at 4:4:4 of pure noise, the worst there is, stays below 6 (a test measures it)."""
+tiles differ by rounding alone; JPEG tiles of pure noise, the worst there is, stay below 2 (a test measures it)."""
 LEAST_COMPARED_PIXELS = 256
 """Smaller tiles (at the right and lower border) have too few pixels for a mean; they are decoded only."""
 SAMPLED_PHOTOS = 64
@@ -378,7 +378,7 @@ def lowres_texts(stored: StoredPhoto, tile: Callable[[int, int], Image.Image]) -
     view = pyramid.center_view(native.width, native.height)
     side = min(pyramid.LOWRES_PX, view.side)
     try:
-        lowres = np.asarray(decoded(stored.lowres, stored.codec, (side, side)))
+        lowres = np.asarray(decoded(stored.lowres, stored.lowres_codec, (side, side)))
     except Undecodable as error:
         return [f"lowres {error}"]
     box = (float(view.x), float(view.y), float(view.x + view.side), float(view.y + view.side))

@@ -14,6 +14,7 @@ from infd.data import jpeg_pieces
 from infd.data.jpeg_pieces import NoPieces
 
 SIDE = 128
+TABLES = [[5] * 64, [3] * 64]
 
 
 def decoded(tile: bytes) -> np.ndarray:
@@ -23,7 +24,7 @@ def decoded(tile: bytes) -> np.ndarray:
 def grid_of(widths: list[int], heights: list[int]) -> list[list[bytes]]:
     image = picture(sum(widths), sum(heights), seed=5)
     lefts, tops = np.cumsum([0, *widths]).tolist(), np.cumsum([0, *heights]).tolist()
-    return [[jpeg_pieces.encode(image.crop((x, y, x + w, y + h)), quality=95) for x, w in zip(lefts, widths, strict=False)]
+    return [[jpeg_pieces.encode(image.crop((x, y, x + w, y + h)), TABLES) for x, w in zip(lefts, widths, strict=False)]
             for y, h in zip(tops, heights, strict=False)]
 
 
@@ -56,22 +57,22 @@ def test_law_joined_pieces_are_the_tiles_pixels(cut):
 
 def test_law_a_tile_in_pieces_has_the_pixels_of_a_plain_jpeg():
     image = picture(200, 100)
-    assert_array_equal(decoded(jpeg_pieces.encode(image, quality=95)),
-                       decoded(encoded(image, "JPEG", quality=95, subsampling=0)))
+    assert_array_equal(decoded(jpeg_pieces.encode(image, TABLES)),
+                       decoded(encoded(image, "JPEG", qtables=TABLES, subsampling=0)))
 
 
 def test_law_equal_images_give_equal_bytes():
-    assert jpeg_pieces.encode(picture(256, 256), quality=95) == jpeg_pieces.encode(picture(256, 256), quality=95)
+    assert jpeg_pieces.encode(picture(256, 256), TABLES) == jpeg_pieces.encode(picture(256, 256), TABLES)
 
 
 def damaged() -> dict[str, bytes]:
-    good = jpeg_pieces.encode(picture(SIDE, SIDE), quality=95)
+    good = jpeg_pieces.encode(picture(SIDE, SIDE), TABLES)
     marker = good.rindex(b"\xff\xd5")
     return {
         "empty": b"", "zeros": bytes(len(good)), "cut": good[:-100], "head alone": good[:300],
-        "no pieces": encoded(picture(SIDE, SIDE), "JPEG", quality=95, subsampling=0),
-        "other tables": jpeg_pieces.encode(picture(SIDE, SIDE), quality=90),
-        "other sides": jpeg_pieces.encode(picture(SIDE, 120), quality=95),
+        "no pieces": encoded(picture(SIDE, SIDE), "JPEG", qtables=TABLES, subsampling=0),
+        "other tables": jpeg_pieces.encode(picture(SIDE, SIDE), [[9] * 64] * 2),
+        "other sides": jpeg_pieces.encode(picture(SIDE, 120), TABLES),
         "a piece gone": good[:marker] + good[marker + 2:],
     }
 
@@ -79,7 +80,7 @@ def damaged() -> dict[str, bytes]:
 @pytest.mark.parametrize("name", damaged())
 @pytest.mark.parametrize("place", [0, 1])
 def test_error_a_damaged_tile_is_refused(name, place):
-    tiles = [jpeg_pieces.encode(picture(SIDE, SIDE), quality=95)] * 2
+    tiles = [jpeg_pieces.encode(picture(SIDE, SIDE), TABLES)] * 2
     tiles[place] = damaged()[name]
     with pytest.raises(NoPieces):
         jpeg_pieces.decode_region([tiles], [SIDE], [SIDE, SIDE], range(16), range(4))

@@ -56,6 +56,20 @@ def test_law_equal_rows_give_equal_bytes(tmp_path, rows):
     assert written(tmp_path / "c", rows[:2]) != first
 
 
+def test_law_lowres_of_the_first_shards_is_in_their_codec(tmp_path, monkeypatch):
+    """Their schema says nothing of raw lowres, however large the photo."""
+    image = picture(1030, 1024)
+    with monkeypatch.context() as old:
+        old.setattr(pyramid, "RAW_LOWRES_FROM_PX", float("inf"))
+        plain = {key: value for key, value in shards.schema_of(CONFIG).metadata.items() if key != b"raw_lowres_from_px"}
+        old.setattr(shards, "schema_of", lambda _: shards.SCHEMA.with_metadata(plain))
+        written(tmp_path / "old", [shards.photo_row("a", "", encoded(image), config=CONFIG, group="")])
+    written(tmp_path / "new", [shards.photo_row("a", "", encoded(image), config=CONFIG, group="")])
+    old_photo, new_photo = (shards.Shard(str(tmp_path / name)).photo(0) for name in ("old", "new"))
+    assert (old_photo.lowres_codec, new_photo.lowres_codec) == ("png", "raw")
+    assert_array_equal(pyramid.read_lowres(old_photo, 256), pyramid.read_lowres(new_photo, 256))
+
+
 def test_law_batches_hold_bounded_tiles_or_one_photo(tmp_path, rows, monkeypatch):
     sizes = [sum(map(len, one["tiles"])) for one in rows]
     for most, batches in ((1, [1, 1, 1]), (sizes[0] + sizes[1] - 1, [1, 1, 1]), (sizes[0] + sizes[1], [2, 1])):
