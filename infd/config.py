@@ -32,7 +32,7 @@ class IngestConfig:
     tile_px: int = 256
     """Side of a pyramid tile, pixels."""
     codec: Literal["jpeg", "png", "webp-lossless"] = "jpeg"
-    """How a tile is stored: jpeg is quality 95 at 4:4:4."""
+    """How a tile is stored: jpeg is 4:4:4 and nowhere below 45 dB, rounding aside."""
     min_side_px: int = 256
     """Photos with a shorter short side are rejected; nothing is enlarged."""
     max_pixels: int = 300_000_000
@@ -76,9 +76,9 @@ class CropConfig:
     p_max: float = 0.0
     """Probability (where not whole) of r = min(short side, r_max)."""
     p_max_late: float = 0.0
-    """p_max from step `late_from_step` on: the papers' high-resolution phase."""
+    """p_max in the late phase: the papers' high-resolution phase."""
     late_from_step: int | None = None
-    """Steps before the high-resolution phase begins; None: there is none."""
+    """First step of the late phase; steps count from 1; None: there is none."""
     balance_group: str = ""
     """Label of photos that make up the share balance_p of the samples, however many they are; empty: no balance."""
     balance_p: float = 0.5

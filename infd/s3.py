@@ -1,8 +1,4 @@
-"""The S3 half of `infd.storage`: one place that builds clients, one place that turns their errors into ours.
-
-Clients honour the AWS_* environment, AWS_ENDPOINT_URL (or AWS_ENDPOINT_URL_S3) above all. They are kept per process
-(a client must not cross a fork) and shared by its threads. With an endpoint of one's own, buckets are addressed by
-path. Messages never hold credentials.
+"""The S3 half of `infd.storage`: requests that are repeated where that may help, and the operations made of them.
 
 Every request goes through `retrying`. A store that has answered this process before is waited for through outages of
 PATIENCE_S; one that never answered (a wrong address, most often) is given up after ATTEMPTS, some six seconds.
@@ -17,16 +13,24 @@ import re
 import threading
 import time
 from collections.abc import Callable, Iterator
-from typing import IO, Any, NamedTuple, TypeVar
+from typing import IO, Any, TypeVar
 
 from infd.errors import PreconditionFailed, StorageError
+from infd.s3_client import ATTEMPTS, SCHEME, Address, address, client, endpoint
+from infd.s3_errors import (
+    TRANSIENT_CODES,
+    Unreadable,
+    Unsound,
+    code_of,
+    is_missing,
+    is_outage,
+    is_transient,
+    mended,
+)
 
 logger = logging.getLogger(__name__)
 Result = TypeVar("Result")
 
-SCHEME = "s3://"
-ATTEMPTS = 6
-"""Tries of every request, before it may be given up."""
 FIRST_WAIT_S = 0.2
 """Before the second try; twice as long before each one after it, ± half of it by chance."""
 MAX_WAIT_S = 5.0
@@ -34,169 +38,12 @@ PATIENCE_S = 60.0
 """A store that has answered before is asked again for at least this long, from the first failure of a request on."""
 CHUNK_BYTES = 4 << 20
 PART_BYTES = 32 << 20
-CONNECT_TIMEOUT_S = 10
-READ_TIMEOUT_S = 60
-TRANSIENT_CODES = frozenset({"SlowDown", "InternalError", "RequestTimeout", "ServiceUnavailable", "Throttling",
-                             "ThrottlingException", "RequestTimeTooSkewed", "ConditionalRequestConflict"})
-GONE_CODES = TRANSIENT_CODES - {"RequestTimeTooSkewed", "ConditionalRequestConflict"}
-LOST_CODES = frozenset({"PreconditionFailed", "412"})
-MISSING_CODES = frozenset({"NoSuchKey", "404", "NotFound"})
 UNWRITABLE = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\ufffe\uffff]")
 """What a key may hold and XML may not, and so no request that names several keys."""
 EMPTY_ETAGS = frozenset({"d41d8cd98f00b204e9800998ecf8427e"})
 """The MD5 of nothing: some stores give it for what they have not hashed."""
 
-
-class Unreadable(StorageError):
-    """This one object cannot be read (it is gone, or the store refuses it) although the store answers."""
-
-
-class Address(NamedTuple):
-    """Bucket and key of an `s3://` address, taken literally: nothing in a key is an escape."""
-
-    bucket: str
-    key: str
-
-    @property
-    def uri(self) -> str:
-        return f"{SCHEME}{self.bucket}/{self.key}"
-
-
-def address(uri: str) -> Address:
-    """Bucket and key of `s3://bucket/key`. Raises StorageError where there is no bucket."""
-    bucket, _, key = uri.removeprefix(SCHEME).partition("/")
-    if not bucket:
-        raise StorageError(f"{uri}: no bucket in it; expected s3://bucket/key")
-    return Address(bucket, key)
-
-
-def endpoint() -> str:
-    """The endpoint that the environment names, or ''."""
-    return os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or ""
-
-
-def region() -> str:
-    return os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION") or "us-east-1"
-
-
-# ---------------------------------------------------------------- clients
-
-_lock = threading.Lock()
-_made: dict[tuple[str, ...], Any] = {}
-
-
-def _forget_after_fork() -> None:
-    global _lock
-    _lock = threading.Lock()
-    _made.clear()
-
-
-os.register_at_fork(after_in_child=_forget_after_fork)
-
-
-def _once(kind: str, make: Callable[[], Any]) -> Any:
-    """`make()`, once for each environment of AWS_* in this process."""
-    key = (kind, *(f"{name}={value}" for name, value in sorted(os.environ.items()) if name.startswith("AWS_")))
-    with _lock:
-        if key not in _made:
-            _made[key] = make()
-        return _made[key]
-
-
-def client() -> Any:
-    """The boto3 client of this process. It does not retry: `retrying` does, and knows what it repeats."""
-    return _once("boto3", _make_client)
-
-
-def _make_client() -> Any:
-    from boto3.session import Session
-    from botocore.config import Config
-
-    config = Config(s3={"addressing_style": "path" if endpoint() else "auto"}, retries={"total_max_attempts": 1},
-                    connect_timeout=CONNECT_TIMEOUT_S, read_timeout=READ_TIMEOUT_S, max_pool_connections=32)
-    return Session().client("s3", endpoint_url=endpoint() or None, region_name=region(), config=config)
-
-
-def filesystem() -> Any:
-    """The pyarrow S3FileSystem of this process."""
-    return _once("pyarrow", _make_filesystem)
-
-
-def _make_filesystem() -> Any:
-    from pyarrow import fs
-
-    settings: dict[str, Any] = {"region": region(), "connect_timeout": CONNECT_TIMEOUT_S,
-                                "request_timeout": READ_TIMEOUT_S,
-                                "retry_strategy": fs.AwsStandardS3RetryStrategy(max_attempts=ATTEMPTS)}
-    if endpoint():
-        scheme, _, host = endpoint().rpartition("://")
-        settings |= {"endpoint_override": host.rstrip("/"), "scheme": scheme or "https"}
-    return fs.S3FileSystem(**settings)
-
-
-# ---------------------------------------------------------------- errors and retries
-
-
-def _code(error: Exception) -> str:
-    response = getattr(error, "response", None) or {}
-    return str(response.get("Error", {}).get("Code", ""))
-
-
-def _status(error: Exception) -> int:
-    response = getattr(error, "response", None) or {}
-    return int(response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
-
-
-def _missing(error: StorageError) -> bool:
-    """True where the store said that there is no such thing, not that we may not see it."""
-    return isinstance(error.__cause__, Exception) and _status(error.__cause__) == 404
-
-
-def _transient(error: Exception) -> bool:
-    """True where the same request may succeed next time."""
-    from botocore import exceptions, parsers
-
-    broken = (exceptions.IncompleteReadError, exceptions.ResponseStreamingError, exceptions.FlexibleChecksumError,
-              parsers.ResponseParserError, Unsound)
-    return isinstance(error, broken) or _code(error) in TRANSIENT_CODES or _gone(error)
-
-
-def _gone(error: Exception) -> bool:
-    """True where it is the store that fails, not this one request: no connection, or it says so itself."""
-    from botocore import exceptions
-    from urllib3.exceptions import HTTPError
-
-    unreached = (exceptions.HTTPClientError, exceptions.ConnectionError, HTTPError, ConnectionError)
-    return isinstance(error, unreached) or _status(error) >= 500 or _code(error) in GONE_CODES
-
-
-class Unsound(Exception):
-    """An answer that is not what it should be: a body cut short or damaged, a part of the work left undone."""
-
-
-def mended(uri: str, error: Exception) -> StorageError:
-    """Our error for one of boto3's: what the store said, and what to do. Never holds a credential."""
-    from botocore import exceptions
-
-    code, status = _code(error), _status(error)
-    if code == "NoSuchBucket":
-        return StorageError(f"{uri}: there is no bucket {address(uri).bucket}; make it, or correct the address")
-    if code in LOST_CODES:
-        return PreconditionFailed(f"{uri}: someone else wrote it first; read it again and decide anew")
-    if code in MISSING_CODES:
-        return Unreadable(f"{uri}: there is no such object; check the address")
-    if isinstance(error, exceptions.NoCredentialsError | exceptions.PartialCredentialsError):
-        return StorageError(f"{uri}: no credentials found; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY")
-    if code in ("InvalidAccessKeyId", "SignatureDoesNotMatch", "ExpiredToken"):
-        return StorageError(f"{uri}: the store refused the credentials ({code}); check AWS_ACCESS_KEY_ID")
-    if status == 403:
-        return Unreadable(f"{uri}: the store refused access ({code or 403}); check the permissions of this key")
-    if code or status:
-        return StorageError(f"{uri}: the store answered {status} {code}; expected success; check the store's log")
-    where = endpoint() or f"AWS, region {region()} (AWS_ENDPOINT_URL is not set)"
-    return StorageError(f"{uri}: no sound answer from {where} ({type(error).__name__}); check that it runs and is "
-                        "reachable, then try again")
-
+# ---------------------------------------------------------------- retries
 
 _answered: set[str] = set()  # endpoints that have given this process a sound answer
 _thread = threading.local()
@@ -231,19 +78,19 @@ def retrying(uri: str, call: Callable[[], Result], *, attempts: int | None = Non
             return result
         except (BotoCoreError, ClientError, HTTPError, ConnectionError, Unsound) as error:
             attempt += 1
-            if not _transient(error):
+            if not is_transient(error):
                 if isinstance(error, ClientError):
                     _answered.add(endpoint())
                 raise mended(uri, error) from error
             spent_s = max(waited_s, time.monotonic() - began_s)
-            damaged += not _gone(error)
+            damaged += not is_outage(error)
             patient = (attempts is None and endpoint() in _answered and damaged < ATTEMPTS
-                       and (spent_s < PATIENCE_S or not _gone(error)))
+                       and (spent_s < PATIENCE_S or not is_outage(error)))
             if (attempt >= (attempts or ATTEMPTS) and not patient) or (stop is not None and stop.is_set()):
                 raise mended(uri, error) from error
             if attempt == ATTEMPTS:
                 logger.warning("%s: no sound answer for %.0f s (%s); trying for %.0f s", uri, spent_s,
-                               _code(error) or type(error).__name__, PATIENCE_S)
+                               code_of(error) or type(error).__name__, PATIENCE_S)
             wait_s = wait_after(attempt)
             waited_s += wait_s
             _sleep(wait_s, stop)
@@ -328,7 +175,7 @@ def exists(uri: str) -> bool:
     try:
         retrying(uri, lambda: client().head_object(Bucket=at.bucket, Key=at.key))
     except Unreadable as error:
-        if _missing(error):
+        if is_missing(error):
             return False
         raise
     return True
@@ -340,7 +187,7 @@ def require_bucket(uri: str) -> None:
     try:
         retrying(uri, lambda: client().head_bucket(Bucket=bucket))
     except Unreadable as error:
-        if _missing(error):
+        if is_missing(error):
             raise StorageError(f"{uri}: there is no bucket {bucket}; make it, or correct the address") from error
         raise
 
@@ -424,7 +271,7 @@ def _complete(uri: str, same: dict[str, str], parts: list[dict[str, Any]], size:
     try:
         retrying(uri, once)
     except StorageError as error:
-        if tries == 1 or not isinstance(error.__cause__, Exception) or _code(error.__cause__) != "NoSuchUpload":
+        if tries == 1 or not isinstance(error.__cause__, Exception) or code_of(error.__cause__) != "NoSuchUpload":
             raise
         found = retrying(uri, lambda: client().head_object(Bucket=same["Bucket"], Key=same["Key"]))
         if found["ContentLength"] != size or not found["ETag"].strip('"').endswith(f"-{len(parts)}"):

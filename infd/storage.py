@@ -13,11 +13,12 @@ import shutil
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, NamedTuple
 
-from infd import s3
+from infd import s3, s3_client
 from infd.errors import PreconditionFailed, StorageError
-from infd.s3 import Unreadable
+from infd.s3_errors import Unreadable
 
 if TYPE_CHECKING:
     from pyarrow.fs import FileSystem
@@ -40,7 +41,7 @@ class ObjectInfo(NamedTuple):
 
 def is_remote(uri: str) -> bool:
     """True for `s3://` addresses. Raises StorageError for a scheme that is not known."""
-    if uri.startswith(s3.SCHEME):
+    if uri.startswith(s3_client.SCHEME):
         return True
     scheme, separator, _ = uri.partition("://")
     if separator and scheme != "file":
@@ -60,10 +61,10 @@ def join(uri: str, *parts: str) -> str:
 
 def parent(uri: str) -> str:
     """The address one level up: "s3://b/x" for "s3://b/x/y". The parent of a bucket or of / is itself."""
-    head = s3.SCHEME if is_remote(uri) else FILE if uri.startswith(FILE) else ""
+    head = s3_client.SCHEME if is_remote(uri) else FILE if uri.startswith(FILE) else ""
     rest = uri.removeprefix(head).rstrip("/")
     above, slash, _ = rest.rpartition("/")
-    if head == s3.SCHEME:
+    if head == s3_client.SCHEME:
         return head + (above if slash else rest)
     return head + (above or ("/" if slash or not rest else "."))
 
@@ -78,8 +79,8 @@ def absolute(uri: str) -> str:
 def filesystem(uri: str) -> "tuple[FileSystem, str]":
     """A pyarrow filesystem and the path in it. Honours AWS_* and AWS_ENDPOINT_URL, which pyarrow alone does not."""
     if is_remote(uri):
-        at = s3.address(uri)
-        return s3.filesystem(), f"{at.bucket}/{at.key}".rstrip("/")
+        at = s3_client.address(uri)
+        return s3_client.filesystem(), f"{at.bucket}/{at.key}".rstrip("/")
     from pyarrow import fs
 
     return fs.LocalFileSystem(), local_path(absolute(uri))
@@ -249,7 +250,7 @@ def delete(uri: str) -> None:
 def delete_prefix(uri: str) -> None:
     """Delete everything under `uri`. Refuses a whole bucket and the root folder."""
     if is_remote(uri):
-        if not s3.address(uri).key.strip("/"):
+        if not s3_client.address(uri).key.strip("/"):
             raise StorageError(f"{uri}: a whole bucket; expected a prefix in it")
         found = [info.uri for info in list_objects(uri)]
         return s3.delete(found)
@@ -258,6 +259,12 @@ def delete_prefix(uri: str) -> None:
         raise StorageError(f"{uri}: the root folder; expected a folder in it")
     if os.path.isdir(path):
         shutil.rmtree(path)
+
+
+def file_sha256(path: str | Path) -> str:
+    """sha256 (hex) of a local file, read in pieces."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _partial(path: str) -> str:

@@ -9,7 +9,7 @@ import secrets
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -21,6 +21,8 @@ LOCK_LIMIT_S = 240.0
 S3_VARIABLES = ("AWS_ENDPOINT_URL", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_PROFILE",
                 "AWS_DEFAULT_REGION", "AWS_REGION")
 RAY_VARIABLES = ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS", "RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
+NAMING = (*S3_VARIABLES, *RAY_VARIABLES, "MLFLOW_TRACKING_URI", "INFD_LOCAL")
+"""Variables that lead clients to servers, and commands to a stack: a stack of its own is to be used without them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,6 +78,20 @@ def environment(folder: Path, state: State | None) -> dict[str, str]:
         env |= {"RAY_ADDRESS": layout.ray_gcs, "RAY_API_SERVER_ADDRESS": layout.ray_url, "RAY_AUTH_MODE": "token",
                 "RAY_AUTH_TOKEN_PATH": str(layout.token_path), **RAY_SETTINGS}
     return env | (QUIET | no_proxy() if layout else {})
+
+
+@contextlib.contextmanager
+def environ(values: Mapping[str, str], *, without: Collection[str] = ()) -> Iterator[None]:
+    """`os.environ` with `values` and without the names `without`; as before at the end."""
+    saved = dict(os.environ)
+    try:
+        for name in without:
+            os.environ.pop(name, None)
+        os.environ.update(values)
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(saved)
 
 
 def named(layout: Layout | None) -> dict[str, str]:

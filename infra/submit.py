@@ -20,6 +20,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
+from infd.environment import without_secrets
 from infd.errors import StackError
 from infra import local
 from infra.services import ray_headers
@@ -31,7 +32,6 @@ Result = TypeVar("Result")
 
 EXCLUDES = [".git", ".venv", ".tool", ".local", ".cache", "demo", "tests/golden", "docs/pictures", "**/__pycache__"]
 POLL_S = 0.5
-SECRET = ("SECRET", "ACCESS_KEY", "TOKEN")
 PATIENCE_S = 60.0
 """For how long the dashboard may fail to answer before waiting for a job ends."""
 INTERRUPTED = 130
@@ -175,8 +175,7 @@ def forwarded(stack: local.Stack) -> dict[str, str]:
     if stack.services["ray"].state != "elsewhere":
         return {}
     own = [prefix for name, prefix in (("s3", "AWS_"), ("mlflow", "MLFLOW_")) if stack.services[name].state == "up"]
-    return {name: value for name, value in stack.env.items()
-            if name.startswith(tuple(own)) and not any(word in name for word in SECRET)}
+    return without_secrets(stack.env, prefixes=tuple(own))
 
 
 def reason(error: Exception) -> str:

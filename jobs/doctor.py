@@ -25,14 +25,14 @@ class Doctor:
 
 def main(argv: list[str] | None = None) -> int:
     args = tyro.cli(Doctor, args=argv, description=__doc__)
-    from pipelines import doctor
+    from pipelines import doctor, findings
 
-    findings = doctor.examine(args.bucket or os.environ.get("INFD_BUCKET", ""))
-    good = doctor.can_run(findings)
+    found = doctor.examine(args.bucket or os.environ.get("INFD_BUCKET", ""))
+    good = findings.can_run(found)
     if args.json:
-        print(json.dumps({"can_run": good, "findings": [dataclasses.asdict(finding) for finding in findings]}))
+        print(json.dumps({"can_run": good, "findings": [dataclasses.asdict(finding) for finding in found]}))
     else:
-        print(doctor.screen(findings, colour=sys.stdout.isatty()))
+        print(findings.screen(found, colour=sys.stdout.isatty()))
     return 0 if good else 1
 
 

@@ -10,14 +10,14 @@ import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from infd.environment import without_secrets
 from infd.errors import StackError
 
 logger = logging.getLogger(__name__)
 
 PASSED_ON = ("AWS_", "MLFLOW_", "INFD_", "NO_PROXY", "RAY_TRAIN_")
-SECRET = ("SECRET", "ACCESS_KEY", "TOKEN", "PASSWORD")
-"""A runtime environment is written to Ray's logs. Workers have credentials from their node: of the head that a stack
-started with them, of an instance profile, or of the driver where the cluster is its own."""
+"""Beginnings of the names of variables that workers need. Credentials they have from their node: of the head that a
+stack started with them, of an instance profile, or of the driver where the cluster is its own."""
 OBJECT_STORE_BYTES = 200 << 20
 """Blocks carry keys and figures, never pictures."""
 LOOPBACK = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}  # despite its name: every port of Ray stays on 127.0.0.1
@@ -61,8 +61,7 @@ def connect(env: dict[str, str] | None = None, num_cpus: int | None = None) -> I
 
 def passed_on() -> dict[str, str]:
     """This process's variables that workers get: addresses and settings, no credentials."""
-    return {name: value for name, value in os.environ.items()
-            if name.startswith(PASSED_ON) and not any(word in name for word in SECRET)}
+    return without_secrets(os.environ, prefixes=PASSED_ON)
 
 
 def cpus_now() -> float:

@@ -7,7 +7,7 @@ import shutil
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from infd import s3, storage
+from infd import s3_client, storage
 
 logger = logging.getLogger(__name__)
 
@@ -57,8 +57,8 @@ def forget_run(run_id: str) -> None:
 def others() -> list[str]:
     """What the stack's servers still hold: buckets with anything in them, and MLflow experiments with runs."""
     found = []
-    for bucket in s3.client().list_buckets()["Buckets"]:
-        address = f"{s3.SCHEME}{bucket['Name']}"
+    for bucket in s3_client.client().list_buckets()["Buckets"]:
+        address = f"{s3_client.SCHEME}{bucket['Name']}"
         if next(storage.list_objects(address), None) is not None:
             found.append(address)
     if os.environ.get("MLFLOW_TRACKING_URI"):

@@ -15,8 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Literal
 
-from infd.downloads import cache_folder, package_file, sha256_of_file, staging, write_whole
+from infd.downloads import cache_folder, package_file, staging, write_whole
 from infd.errors import StorageError
+from infd.storage import file_sha256
 from pipelines import debian
 
 logger = logging.getLogger(__name__)
@@ -90,7 +91,7 @@ def gather(photo_set: PhotoSet, folder: Path) -> list[PhotoFile]:
 
 def present(photo: PhotoFile) -> bool:
     """Whether the photo stands at its path with its hash."""
-    return photo.path.exists() and sha256_of_file(photo.path) == photo.sha256
+    return photo.path.exists() and file_sha256(photo.path) == photo.sha256
 
 
 def package_files(photo_set: PhotoSet, package: str, scratch: Path) -> Iterator[tuple[str, IO[bytes]]]:

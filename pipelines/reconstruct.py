@@ -37,11 +37,11 @@ def reconstruct_files(uri: str, images: Sequence[str], *, sizes: Sequence[int], 
     for address in images:
         image = photo_at(address, min_side_px=lowres_px)
         name = stem(address)
-        for size in sizes:
-            began = time.monotonic()
-            (render,) = reconstruct(autoencoder, image, [size], lowres_px=lowres_px)
+        began = time.monotonic()
+        for size, render in reconstruct(autoencoder, image, sizes, lowres_px=lowres_px):
             logger.info("%s: rendered at %d in %s", address, size, duration(time.monotonic() - began))
             yield write_png(render, storage.join(out, f"{name}-{size}.png"))
+            began = time.monotonic()
         view = center_view(image)
         rows.append(compare(autoencoder, partial(resized, view), native=min(view.width, SHEET_NATIVE_PX),
                             lowres_px=lowres_px))

@@ -5,31 +5,17 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from infra import local
 from infra.services import write_private
-from infra.state import RAY_VARIABLES, S3_VARIABLES
+from infra.state import NAMING, environ
 
 SESSION = {"RAY_AUTH_MODE", "RAY_AUTH_TOKEN"}
 """Set once in conftest.py: a process keeps to the mode and the token with which it first used Ray."""
-NAMING = {*S3_VARIABLES, *RAY_VARIABLES, "MLFLOW_TRACKING_URI", "INFD_LOCAL"} - SESSION
+FOREIGN = set(NAMING) - SESSION
 """Variables that would lead a test to the servers of the person who runs it."""
-
-
-@contextlib.contextmanager
-def environ(values: Mapping[str, str], *, without: set[str] | None = None) -> Iterator[None]:
-    """`os.environ` with `values` and without `without`; as before at the end."""
-    saved = dict(os.environ)
-    try:
-        for name in without or ():
-            os.environ.pop(name, None)
-        os.environ.update(values)
-        yield
-    finally:
-        os.environ.clear()
-        os.environ.update(saved)
 
 
 def give_session_token(root: Path) -> None:
@@ -43,7 +29,7 @@ def running_stack() -> Iterator[local.Stack]:
     """A fresh stack, with `os.environ` leading to it; stopped and removed at the end, also after a failed start."""
     root = Path(tempfile.mkdtemp(prefix="infd-stack-"))
     give_session_token(root)
-    with environ({"INFD_LOCAL": str(root)}, without=NAMING):
+    with environ({"INFD_LOCAL": str(root)}, without=FOREIGN):
         try:
             stack = local.up()
             with environ(stack.env):

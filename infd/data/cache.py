@@ -13,7 +13,7 @@ from contextlib import contextmanager, suppress
 from typing import IO
 
 from infd import s3, storage
-from infd.data.shards import SUFFIX, file_sha256
+from infd.data.shards import SUFFIX
 from infd.data.snapshot import ShardEntry
 from infd.errors import DatasetError, StorageError
 
@@ -178,14 +178,14 @@ class ShardCache:
         path, uri = self.path(shard), self._uri_of(shard)
         if left:
             with suppress(FileNotFoundError):
-                if file_sha256(path) == shard.sha256:
+                if storage.file_sha256(path) == shard.sha256:
                     return
                 os.unlink(path)
         found = ""
         for _ in range(ATTEMPTS):
             with s3.given_up_by(self._stop):
                 storage.get_file(uri, path)
-            found = file_sha256(path)
+            found = storage.file_sha256(path)
             if found == shard.sha256:
                 with self._lock:
                     self.fetched_bytes += shard.bytes

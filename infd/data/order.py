@@ -246,7 +246,7 @@ def draw_crop(crop: CropConfig, *, g: int, row: int, short_side: int, step: int,
     on the integers r_min … min(short side, r_max), both included.
     """
     *place, whole, largest = random_words(6, seed=seed, purpose=CROPS, index=g).tolist()
-    late = crop.late_from_step is not None and step >= crop.late_from_step
+    late = crop.late_from_step is not None and step + 1 >= crop.late_from_step  # which counts from 1
     r = None
     if unit(whole) < crop.p_whole:
         r = crop.patch_px

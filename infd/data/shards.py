@@ -22,6 +22,7 @@ from infd.config import IngestConfig
 from infd.data import photo, pyramid
 from infd.data.pyramid import Level
 from infd.errors import DatasetError, PhotoError
+from infd.storage import file_sha256
 
 FORMAT = "infd-shard-1"
 BATCH_BYTES = 64 << 20
@@ -130,12 +131,6 @@ class ShardWriter:
         if self._waiting:
             self._file.write_batch(pa.RecordBatch.from_pylist(self._waiting, self._schema))
             self._waiting, self._waiting_bytes = [], 0
-
-
-def file_sha256(path: str) -> str:
-    """sha256 (hex) of a local file."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def key(sha256: str) -> str:

@@ -245,7 +245,7 @@ def local_shard(root: str, entry: Entry) -> Iterator[str]:
     uri = storage.join(root, shards.key(shard.sha256))
     if not storage.is_remote(root):
         path = storage.local_path(uri)
-        if (found := shards.file_sha256(path)) != shard.sha256:
+        if (found := storage.file_sha256(path)) != shard.sha256:
             raise DatasetError(f"shard {uri}: sha256 {found[:16]}…; the manifest says {shard.sha256[:16]}…")
         yield path
         return

@@ -1,6 +1,6 @@
 """Photographs through the autoencoder and back, at any size, and sheets that show them side by side."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -48,12 +48,12 @@ def field_of(autoencoder: Autoencoder, view: Image.Image, *, lowres_px: int) -> 
     return autoencoder.field(autoencoder.encode(to_tensor(resized(view, lowres_px)).to(device)))
 
 
-@torch.no_grad()
-def reconstruct(autoencoder: Autoencoder, image: Image.Image, sizes: Sequence[int], *,
-                lowres_px: int) -> list[Image.Image]:
-    """Renders of the centred view of `image`, one of side s for each s of `sizes`."""
+def reconstruct(autoencoder: Autoencoder, image: Image.Image, sizes: Iterable[int], *,
+                lowres_px: int) -> Iterator[tuple[int, Image.Image]]:
+    """(s, the centred view of `image` rendered at side s) for each s of `sizes`, one by one; encoded once."""
     field = field_of(autoencoder, center_view(image), lowres_px=lowres_px)
-    return [to_image(field.render(size, size)) for size in sizes]
+    for size in sizes:
+        yield size, to_image(field.render(size, size))
 
 
 def psnr_db(a: Image.Image, b: Image.Image) -> float:

@@ -16,9 +16,10 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
-from infd.downloads import require_hash, sha256_of_file
+from infd.downloads import require_hash
 from infd.errors import WeightsError
 from infd.foreign import load_arrays
+from infd.storage import file_sha256
 
 
 class Trunk(NamedTuple):
@@ -104,7 +105,7 @@ def packaged_heads(net: str) -> Iterator[tuple[str, Tensor]]:
     if spec is None or spec.origin is None:
         raise WeightsError("package lpips: not installed; its linear heads were expected; pip install lpips==0.1.4")
     path = Path(spec.origin).parent / "weights" / "v0.1" / f"{net}.pth"
-    require_hash(str(path), sha256_of_file(path), TRUNKS[net].head_sha256)
+    require_hash(str(path), file_sha256(path), TRUNKS[net].head_sha256)
     heads = torch_tensors(path.read_bytes())
     for k in range(len(TRUNKS[net].head_dims)):
         yield f"lin{k}.model.1.weight", heads[f"lin{k}.model.1.weight"].contiguous()

@@ -1,4 +1,4 @@
-"""Coordinates, nearest features, and the field: phi plus renderer, which can be asked for any pixel grid.
+"""Nearest features, and the field: phi plus renderer, which can be asked for any pixel grid.
 
 A field spans [-1, 1]^2, order (row, column). Pixel i of n has its centre at (2 i + 1) / n - 1 and the cell 2 / n.
 On a known grid the nearest of F features is floor((2 i + 1) F / (2 n)), in integers: no rounding, so a patch is
@@ -14,44 +14,6 @@ import torch
 from torch import Tensor
 
 from infd.models.renderers.clif import CLIF, Statistics
-
-# ---------------------------------------------------------------- coordinates
-
-
-def axis_coord(index: Tensor, side: Tensor | int) -> Tensor:
-    """Centres of pixels `index` (int64) of an axis of `side` pixels: float32, one rounding."""
-    return (2 * index + 1 - side) / side
-
-
-def view_coord(height: int, width: int, *, device: torch.device | None = None) -> Tensor:
-    """Pixel centres of a whole grid, (H, W, 2) float32, order (row, column)."""
-    rows = axis_coord(torch.arange(height, device=device), height)
-    columns = axis_coord(torch.arange(width, device=device), width)
-    return torch.stack(torch.meshgrid(rows, columns, indexing="ij"), dim=-1)
-
-
-def patch_coord(r: int, y: int, x: int, p: int) -> Tensor:
-    """Pixel centres of the p x p patch at row y, column x of a view of side r: (p, p, 2) float32.
-
-    Raises ValueError when the patch leaves the view. Law: the slice of `view_coord(r, r)`, exactly.
-    """
-    if not (0 <= y <= r - p and 0 <= x <= r - p):
-        raise ValueError(f"patch leaves its view: y={y}, x={x}, p={p}; r={r} allows 0 to {r - p}")
-    rows, columns = (axis_coord(torch.arange(start, start + p), r) for start in (y, x))
-    return torch.stack(torch.meshgrid(rows, columns, indexing="ij"), dim=-1)
-
-
-def range_coord(
-    height: int, width: int, *, rows: tuple[float, float], columns: tuple[float, float],
-) -> tuple[Tensor, Tensor]:
-    """Pixel centres (H, W, 2) and cells (H, W, 2) of a grid laid over a range of each axis."""
-    axes, cells = [], []
-    for count, (start, stop) in ((height, rows), (width, columns)):
-        axes.append((start + (stop - start) * (torch.arange(count, dtype=torch.float64) + 0.5) / count).float())
-        cells.append((stop - start) / count)
-    coord = torch.stack(torch.meshgrid(*axes, indexing="ij"), dim=-1)
-    return coord, torch.tensor(cells, dtype=torch.float32).expand_as(coord)
-
 
 # ---------------------------------------------------------------- queries
 
@@ -100,20 +62,6 @@ def query_patch(phi: Tensor, r: Tensor, y: Tensor, x: Tensor, patch_px: int) -> 
     steps = torch.arange(patch_px, device=phi.device)
     side = r[:, None]
     return query_grid(phi, y[:, None] + steps, x[:, None] + steps, side, side)
-
-
-def query_points(phi: Tensor, coord: Tensor, cell: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Nearest features, rel_coord and rel_cell at arbitrary points.
-
-    phi (B, C, F, F); coord, cell (B, h, w, 2) in units where the field spans [-1, 1]; a point outside takes the
-    feature at the border. Returns (B, h, w, C), (B, h, w, 2), (B, h, w, 2).
-    Where the grid is known use `query_grid`: this one places points by float arithmetic, so ties fall by rounding.
-    """
-    sides = torch.tensor(phi.shape[-2:], device=coord.device)
-    nearest = ((coord + 1) / 2 * sides).floor().long().clamp(torch.zeros_like(sides), sides - 1)
-    samples = torch.arange(phi.shape[0], device=phi.device)[:, None, None]
-    features = phi[samples, :, nearest[..., 0], nearest[..., 1]]  # (B, h, w, C)
-    return features, (coord - axis_coord(nearest, sides)) * sides, cell * sides
 
 
 # ---------------------------------------------------------------- boxes

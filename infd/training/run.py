@@ -23,9 +23,9 @@ from PIL import Image
 from infd import checkpoint, storage
 from infd.config import AutoencoderTrainingConfig, differing, digest, flat, identity, numbers, unflat
 from infd.data.loader import Batch, Loader
-from infd.data.order import Order, validation_samples
+from infd.data.order import Order, slots_of, validation_samples
 from infd.data.snapshot import Dataset, newest_number, open_dataset, split_address
-from infd.errors import CheckpointError, ConfigError, DatasetError, PreconditionFailed, TrainingError
+from infd.errors import CheckpointError, DatasetError, PreconditionFailed, TrainingError
 from infd.generation.reconstruct import compare, sheet
 from infd.losses.perceptual import Lpips
 from infd.training.autoencoder import AutoencoderStage
@@ -109,8 +109,7 @@ def required_weights(config: AutoencoderTrainingConfig) -> Lpips | None:
 
 def check_batch(config: AutoencoderTrainingConfig, workers: int) -> None:
     """Raise ConfigError unless every worker owns the same number of slots."""
-    if config.loop.batch % workers:
-        raise ConfigError(f"loop.batch={config.loop.batch}: must be divisible by the number of workers, {workers}")
+    slots_of(rank=0, world=workers, batch=config.loop.batch)
 
 
 def run_autoencoder(run: Run, *, world: World, observer: Observer) -> Metrics:

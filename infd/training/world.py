@@ -8,6 +8,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from infd.data.order import slots_of
+
 
 @dataclass(frozen=True)
 class World:
@@ -39,9 +41,8 @@ class World:
             dist.destroy_process_group()
 
     def slots(self, batch: int) -> range:
-        """Slots of the global batch that this rank owns. Batch must be divisible by the world's size."""
-        each = batch // self.size
-        return range(self.rank * each, (self.rank + 1) * each)
+        """Slots of the global batch that this rank owns. Raises ConfigError unless each rank has as many."""
+        return slots_of(rank=self.rank, world=self.size, batch=batch)
 
     def distribute(self, module: nn.Module) -> nn.Module:
         """`module` with gradients averaged over the ranks in its backward; itself where there is one rank."""

@@ -266,7 +266,7 @@ def test_law_p_whole_is_the_patch_side_where_r_min_is_larger() -> None:
 
 
 def test_law_the_late_phase_begins_at_its_step() -> None:
-    crop = replace(CROP, p_max=0.0, p_max_late=1.0, late_from_step=7, r_max=10_000)
+    crop = replace(CROP, p_max=0.0, p_max_late=1.0, late_from_step=8, r_max=10_000)
     order = Order(manifest_of([40], short_side=10_000), crop, batch=4, seed=0)
     assert all(s.r < 10_000 for step in range(7) for s in order.batch(step))
     assert all(s.r == 10_000 for step in range(7, 20) for s in order.batch(step))
@@ -277,7 +277,7 @@ def test_law_the_late_phase_begins_at_its_step() -> None:
 def test_law_the_late_phase_leaves_rows_and_corners_of_other_steps_alone() -> None:
     manifest = manifest_of([40])
     early = Order(manifest, CROP, batch=4, seed=0)
-    late = Order(manifest, replace(CROP, p_max_late=0.5, late_from_step=5), batch=4, seed=0)
+    late = Order(manifest, replace(CROP, p_max_late=0.5, late_from_step=6), batch=4, seed=0)
     assert [early.batch(step) for step in range(5)] == [late.batch(step) for step in range(5)]
     assert [s.row for s in early.batch(9)] == [s.row for s in late.batch(9)]
 

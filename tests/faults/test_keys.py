@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pictures import encoded, picture
 
-from infd import s3, storage
+from infd import s3, s3_client, storage
 from infd.config import IngestConfig
 from infd.data.snapshot import open_dataset
 from infd.storage import ObjectInfo
@@ -44,13 +44,13 @@ def kept(dataset: str) -> list[str]:
 def test_law_no_key_of_a_bucket_is_lost(bucket, here):
     from botocore.exceptions import BotoCoreError, ClientError
 
-    source = s3.address(f"{bucket}/photos")
+    source = s3_client.address(f"{bucket}/photos")
     stored: dict[str, bytes] = {}
     refused: list[str] = []
     for seed, key in enumerate(KEYS):
         data = encoded(picture(20 + seed, 20, seed))
         try:
-            s3.client().put_object(Bucket=source.bucket, Key=f"{source.key}/{key}", Body=data)
+            s3_client.client().put_object(Bucket=source.bucket, Key=f"{source.key}/{key}", Body=data)
             stored[key] = data
         except (ClientError, BotoCoreError):
             refused.append(key)

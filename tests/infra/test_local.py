@@ -12,10 +12,11 @@ from pathlib import Path
 
 import psutil
 import pytest
-from stack import NAMING, environ, give_session_token, until
+from stack import FOREIGN, give_session_token, until
 
 from infd.errors import StackError
 from infra import local, processes, services, state, submit
+from infra.state import environ
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -25,7 +26,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Iterator[Path]:
-    with environ({"INFD_LOCAL": str(tmp_path / "local")}, without=NAMING):
+    with environ({"INFD_LOCAL": str(tmp_path / "local")}, without=FOREIGN):
         yield tmp_path / "local"
 
 
@@ -116,7 +117,7 @@ def own(tmp_path_factory) -> Iterator[Path]:
     """The folder of a stack that two `up` commands started at the same time."""
     root = tmp_path_factory.mktemp("own") / "local"
     give_session_token(root)
-    with environ({"INFD_LOCAL": str(root)}, without=NAMING):
+    with environ({"INFD_LOCAL": str(root)}, without=FOREIGN):
         try:
             commands = [subprocess.Popen([sys.executable, *how, "up"], cwd=ROOT, text=True,
                                          stdout=subprocess.PIPE, stderr=subprocess.PIPE)

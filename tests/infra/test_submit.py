@@ -8,10 +8,11 @@ import sys
 from pathlib import Path
 
 import pytest
-from stack import NAMING, environ
+from stack import FOREIGN
 
 from infd.errors import StackError
 from infra import local, submit
+from infra.state import environ
 
 ROOT = Path(__file__).resolve().parents[2]
 REPORT = """
@@ -37,7 +38,7 @@ def test_law_a_job_has_a_readable_name(words, start):
 
 
 def test_error_no_cluster(tmp_path):
-    with environ({"INFD_LOCAL": str(tmp_path)}, without=NAMING), pytest.raises(
+    with environ({"INFD_LOCAL": str(tmp_path)}, without=FOREIGN), pytest.raises(
             StackError, match=r"ray: down at no address; run python infra/local.py up, or set RAY_API_SERVER_ADDRESS"):
         submit.submit(["true"])
 

@@ -14,8 +14,8 @@ import pytest
 from infd import storage
 from infd.errors import StorageError
 from jobs import doctor as job
-from pipelines import doctor
-from pipelines.doctor import Finding
+from pipelines import doctor, doctor_servers
+from pipelines.findings import Finding, can_run, screen
 
 
 @pytest.fixture(autouse=True)
@@ -88,7 +88,7 @@ def test_job_help_loads_neither_torch_nor_ray():
 
 def test_law_advice_stands_under_its_line_within_the_width():
     findings = [Finding("warn", "thing", "word " * 60, "do this " * 40), Finding("ok", "other", "fine")]
-    lines = doctor.screen(findings, width=100).splitlines()
+    lines = screen(findings, width=100).splitlines()
     assert max(map(len, lines)) <= 100
     assert lines[0].startswith("warn  thing          word")
     assert any(line.startswith(" " * 21 + "→ do this") for line in lines)
@@ -96,7 +96,7 @@ def test_law_advice_stands_under_its_line_within_the_width():
 
 
 def test_law_conditional_writes_are_tried_and_the_probe_is_gone(tmp_path):
-    findings = list(doctor.conditional_writes(str(tmp_path)))
+    findings = list(doctor_servers.conditional_writes(str(tmp_path)))
     assert [(one.name, one.mark) for one in findings] == [("If-None-Match", "ok"), ("If-Match", "ok")]
     assert list(storage.list_objects(str(tmp_path))) == []
 
@@ -104,7 +104,7 @@ def test_law_conditional_writes_are_tried_and_the_probe_is_gone(tmp_path):
 def test_error_store_that_ignores_the_condition_fails(tmp_path, monkeypatch):
     monkeypatch.setattr(storage, "put_if_absent", storage.put_atomic)
     monkeypatch.setattr(storage, "replace_if_unchanged", lambda uri, data, etag: storage.put_atomic(uri, data))
-    absent, unchanged = doctor.conditional_writes(str(tmp_path))
+    absent, unchanged = doctor_servers.conditional_writes(str(tmp_path))
     assert absent.mark == "FAIL" and "accepts a second write" in absent.found
     assert unchanged.mark == "FAIL" and "accepts a write over a version that is not there" in unchanged.found
     assert list(storage.list_objects(str(tmp_path))) == []
@@ -115,7 +115,7 @@ def test_error_conditional_write_that_breaks_fails_under_its_name(tmp_path, monk
         raise StorageError("501 NotImplemented")
 
     monkeypatch.setattr(storage, "replace_if_unchanged", broken)
-    absent, unchanged = doctor.conditional_writes(str(tmp_path))
+    absent, unchanged = doctor_servers.conditional_writes(str(tmp_path))
     assert absent.mark == "ok"
     assert (unchanged.name, unchanged.mark) == ("If-Match", "FAIL") and "501" in unchanged.found
     assert list(storage.list_objects(str(tmp_path))) == []
@@ -125,7 +125,7 @@ def test_law_store_without_a_bucket_says_how(server, monkeypatch):
     monkeypatch.setenv("AWS_ENDPOINT_URL", server)
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "nobody")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "nothing")
-    store, condition = doctor.object_store("")
+    store, condition = doctor_servers.object_store("")
     assert (store.mark, condition.mark) == ("ok", "warn")
     assert "--bucket" in condition.advice
 
@@ -134,7 +134,7 @@ def test_law_store_without_a_bucket_says_how(server, monkeypatch):
 def test_law_the_bucket_of_the_local_stack_is_tried_unnamed(stack, monkeypatch):
     for name in ("AWS_ENDPOINT_URL", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.setenv(name, stack.env[name])
-    findings = list(doctor.object_store(""))
+    findings = list(doctor_servers.object_store(""))
     assert [(one.name, one.mark) for one in findings] == [
         ("object store", "ok"), ("If-None-Match", "ok"), ("If-Match", "ok")]
     assert findings[1].found == "honoured in s3://infd"
@@ -142,57 +142,57 @@ def test_law_the_bucket_of_the_local_stack_is_tried_unnamed(stack, monkeypatch):
 
 def test_law_no_bucket_of_a_store_elsewhere_is_guessed(monkeypatch):
     monkeypatch.setattr(storage, "list_objects", lambda uri: iter(()))
-    assert doctor.stack_bucket("http://127.0.0.1:8333") == doctor.stack_bucket("http://localhost") == "infd"
-    assert doctor.stack_bucket("https://s3.example.com") == doctor.stack_bucket("http://10.0.0.7:8333") == ""
+    assert doctor_servers.stack_bucket("http://127.0.0.1:8333") == doctor_servers.stack_bucket("http://localhost") == "infd"
+    assert doctor_servers.stack_bucket("https://s3.example.com") == doctor_servers.stack_bucket("http://10.0.0.7:8333") == ""
 
 
 def test_law_a_missing_program_of_the_local_store_is_warned_of(monkeypatch):
-    monkeypatch.setattr(doctor.shutil, "which", lambda name, path=None: None)
-    assert [(one.name, one.mark) for one in doctor.store_program()] == [("weed", "warn")]
+    monkeypatch.setattr(doctor_servers.shutil, "which", lambda name, path=None: None)
+    assert [(one.name, one.mark) for one in doctor_servers.store_program()] == [("weed", "warn")]
     monkeypatch.setenv("AWS_ENDPOINT_URL", "https://s3.example.com")
-    assert list(doctor.store_program()) == []
+    assert list(doctor_servers.store_program()) == []
 
 
 def test_law_mlflow_version_is_shown_and_a_dead_server_warned_of(server, closed_address, monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", server)
-    assert [finding.found for finding in doctor.mlflow_server()] == [f"{server} answers, version 3.17.2"]
+    assert [finding.found for finding in doctor_servers.mlflow_server()] == [f"{server} answers, version 3.17.2"]
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://{closed_address}")
-    assert [finding.mark for finding in doctor.mlflow_server()] == ["warn"]
+    assert [finding.mark for finding in doctor_servers.mlflow_server()] == ["warn"]
 
 
 @pytest.mark.parametrize(("host", "flagged"), [("127.0.0.1", False), ("0.0.0.0", True)])
 def test_law_a_dashboard_open_to_others_is_flagged(monkeypatch, host, flagged):
     with socket.create_server((host, 0)) as listening:
         port = listening.getsockname()[1]
-        monkeypatch.setattr(doctor, "dashboard_ports", lambda: {port})
-        findings = list(doctor.dashboard())
+        monkeypatch.setattr(doctor_servers, "dashboard_ports", lambda: {port})
+        findings = list(doctor_servers.dashboard())
     assert [finding.mark for finding in findings] == (["warn"] if flagged else ["ok"])
     assert str(port) in findings[0].found
     assert ("--dashboard-host=127.0.0.1" in findings[0].advice) is flagged
 
 
 def test_law_dashboard_with_a_refusing_address_is_warned_of(server, monkeypatch):
-    monkeypatch.setattr(doctor, "dashboard_ports", set)
+    monkeypatch.setattr(doctor_servers, "dashboard_ports", set)
     monkeypatch.setenv("RAY_API_SERVER_ADDRESS", server)
-    findings = list(doctor.dashboard())
+    findings = list(doctor_servers.dashboard())
     assert [finding.mark for finding in findings] == ["warn"] and "HTTP 403" in findings[0].found
 
 
 @pytest.mark.parametrize(("token", "mark"), [("sesame", "ok"), ("other", "warn")])
 def test_law_the_token_of_a_dashboard_may_stand_in_a_file(server, tmp_path, monkeypatch, token, mark):
-    monkeypatch.setattr(doctor, "dashboard_ports", set)
+    monkeypatch.setattr(doctor_servers, "dashboard_ports", set)
     (tmp_path / "token").write_text(f"{token}\n")
     monkeypatch.setenv("RAY_API_SERVER_ADDRESS", server)
     monkeypatch.setenv("RAY_AUTH_MODE", "token")
     monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(tmp_path / "token"))
-    assert [finding.mark for finding in doctor.dashboard()] == [mark]
+    assert [finding.mark for finding in doctor_servers.dashboard()] == [mark]
 
 
 def test_law_a_lost_token_file_is_named(server, tmp_path, monkeypatch):
-    monkeypatch.setattr(doctor, "dashboard_ports", set)
+    monkeypatch.setattr(doctor_servers, "dashboard_ports", set)
     monkeypatch.setenv("RAY_API_SERVER_ADDRESS", server)
     monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(tmp_path / "gone"))
-    lost, refused = doctor.dashboard()
+    lost, refused = doctor_servers.dashboard()
     assert lost.mark == "warn" and str(tmp_path / "gone") in lost.found and "HTTP 403" in refused.found
 
 
@@ -214,7 +214,7 @@ def test_error_torch_that_cannot_be_imported_fails(monkeypatch):
     monkeypatch.setitem(sys.modules, "torch", None)
     failed = [finding for finding in doctor.software() if finding.mark == "FAIL"]
     assert [finding.name for finding in failed] == ["torch"] and failed[0].advice == "run make setup"
-    assert not doctor.can_run(failed)
+    assert not can_run(failed)
 
 
 def test_law_the_level_of_a_build_is_told_by_its_instructions(tmp_path):

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from refs import golden
+from refs import golden, points
 from torch import nn
 
 from infd.config import AutoencoderConfig
@@ -77,10 +77,8 @@ def test_law_with_frozen_statistics_a_pixel_reaches_exactly_so_far(blocks):
 
 def test_golden_renders_of_a_whole_and_of_any_grid():
     stage_one, network = golden.tensors("stage_one"), golden.networks().autoencoder.eval()
-    from infd.models.fields import query_points
-
     with torch.no_grad():
         field = network.field(stage_one["encoder.z"][:1])
         coord, cell = stage_one["render.patch.coord"], stage_one["render.patch.cell"]
-        query = torch.cat(query_points(field.phi, coord, cell), dim=-1).permute(0, 3, 1, 2)
+        query = torch.cat(points.query(field.phi, coord, cell), dim=-1).permute(0, 3, 1, 2)
         assert golden.relative_error(network.renderer(query), stage_one["render.patch.out"]) < 1e-5

@@ -1,4 +1,4 @@
-"""Coordinates, nearest features, and renders of a field that do not depend on how they are cut."""
+"""Nearest features, and renders of a field that do not depend on how they are cut."""
 
 import numpy as np
 import pytest
@@ -6,7 +6,7 @@ import strategies
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from refs import geometry, golden
+from refs import geometry, golden, points
 from torch import nn
 
 from infd.models import fields
@@ -24,20 +24,7 @@ def small_field(*, batch: int = 1, rows: int = 7, columns: int = 6) -> Field:
 
 FIELD = small_field(batch=2)
 
-# ---------------------------------------------------------------- coordinates
-
-
-@given(strategies.patches(r_max=512))
-def test_law_patch_coord_is_a_slice_of_the_view(patch):
-    r, y, x, p = patch
-    whole = fields.view_coord(r, r)
-    torch.testing.assert_close(fields.patch_coord(r, y, x, p), whole[y:y + p, x:x + p], rtol=0, atol=0)
-
-
-@pytest.mark.parametrize(("r", "y", "x", "p"), [(64, 33, 0, 32), (64, 0, -1, 32), (64, 0, 33, 32), (16, 0, 0, 32)])
-def test_error_a_patch_that_leaves_its_view(r, y, x, p):
-    with pytest.raises(ValueError, match=f"patch leaves its view: y={y}, x={x}, p={p}; r={r} allows 0 to {r - p}"):
-        fields.patch_coord(r, y, x, p)
+# ---------------------------------------------------------------- queries
 
 
 @given(strategies.patches(), st.sampled_from([1, 5, 8, 32, 64]))
@@ -70,45 +57,26 @@ def test_ref_query_of_a_grid_that_is_not_square():
 
 
 @given(strategies.patches(r_max=300))
-def test_law_points_and_grid_agree_off_ties(patch):
+def test_ref_grid_and_published_points_agree_off_ties(patch):
     r, y, x, p = patch
     phi = torch.randn(1, 2, 8, 8)
     index = [torch.arange(start, start + p) for start in (y, x)]
     plain = [(2 * i + 1) * 8 % (2 * r) != 0 for i in index]
-    coord, cell = fields.patch_coord(r, y, x, p)[None], torch.full((1, p, p, 2), 2 / r)
-    points = torch.cat(fields.query_points(phi, coord, cell), dim=-1)[0]
+    coord, cell = points.patch_coord(r, y, x, p)[None], torch.full((1, p, p, 2), 2 / r)
+    wanted = torch.cat(points.query(phi, coord, cell), dim=-1)[0]
     grid = fields.query_grid(phi, index[0][None], index[1][None], r, r)[0].permute(1, 2, 0)
     chosen = plain[0][:, None] & plain[1][None, :]
-    torch.testing.assert_close(points[chosen], grid[chosen], rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(grid[chosen], wanted[chosen], rtol=1e-5, atol=1e-5)
 
 
-def test_law_points_outside_take_the_border():
-    phi = torch.arange(12.0).reshape(1, 1, 3, 4)
-    coord = torch.tensor([[[[-1.5, -2.0], [1.01, 1.5]]]])
-    found, _, _ = fields.query_points(phi, coord, torch.ones_like(coord))
-    assert found.flatten().tolist() == [0, 11]
-
-
-def test_golden_grids_and_patch_coordinates():
+def test_golden_the_points_that_grids_are_compared_with_are_the_published_ones():
     data = golden.tensors("data")
-    close = {"rtol": 0, "atol": 1e-6}
-    torch.testing.assert_close(fields.view_coord(3, 4), data["grid.3x4"], **close)
-    column, _ = fields.range_coord(5, 1, rows=(0, 1), columns=(0, 1))
-    torch.testing.assert_close(column[:, :, 0], data["grid.5_range01"], **close)
-    coord, cell = fields.range_coord(4, 6, rows=(-0.5, 0.25), columns=(0.1, 0.9))
-    torch.testing.assert_close(coord, data["grid.4x6_ranges"], **close)
-    torch.testing.assert_close(coord, data["cellgrid.4x6_ranges.coord"], **close)
-    torch.testing.assert_close(cell, data["cellgrid.4x6_ranges.cell"], **close)
     for crop in range(3):
         _, r, y, x = data[f"crop{crop}.case"].tolist()
-        torch.testing.assert_close(fields.patch_coord(r, y, x, 32), data[f"crop{crop}.gt_coord"], **close)
+        torch.testing.assert_close(points.patch_coord(r, y, x, 32), data[f"crop{crop}.gt_coord"], rtol=0, atol=1e-6)
         wanted = data[f"crop{crop}.gt_cell"]
-        torch.testing.assert_close(torch.full_like(wanted, 2 / r), wanted, **close)
-
-
-def test_golden_general_query():
-    data = golden.tensors("data")
-    found = fields.query_points(data["query.feat"], data["query.coord"], data["query.cell"])
+        torch.testing.assert_close(torch.full_like(wanted, 2 / r), wanted, rtol=0, atol=1e-6)
+    found = points.query(data["query.feat"], data["query.coord"], data["query.cell"])
     for name, value in zip(("q_feat", "rel_coord", "rel_cell"), found, strict=True):
         torch.testing.assert_close(value, data[f"query.{name}"], rtol=0, atol=1e-6)
 

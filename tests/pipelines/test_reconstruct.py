@@ -11,7 +11,9 @@ from PIL import Image
 from infd import checkpoint
 from infd.config import flat
 from infd.errors import ConfigError, PhotoError
+from infd.generation.reconstruct import reconstruct as renders
 from infd.models.autoencoder import Autoencoder
+from infd.models.fields import Field
 from infd.presets import tiny
 from jobs import reconstruct
 from pipelines.reconstruct import reconstruct_files
@@ -58,3 +60,13 @@ def test_law_each_image_has_its_own_pictures(trained, tmp_path):
                                      out=str(tmp_path / "out")))
     first, second = (np.asarray(Image.open(path)) for path in written[:2])
     assert len(written) == 3 and first.shape == (24, 24, 3) and not np.array_equal(first, second)
+
+
+def test_law_a_photo_is_encoded_once_and_rendered_size_by_size(monkeypatch):
+    autoencoder, done = Autoencoder(tiny().model).eval(), []
+    encode, render = Autoencoder.encode, Field.render
+    monkeypatch.setattr(Autoencoder, "encode", lambda *args: done.append("encode") or encode(*args))
+    monkeypatch.setattr(Field, "render", lambda *args: done.append("render") or render(*args))
+    seen = [(size, image.size, list(done))
+            for size, image in renders(autoencoder, picture(100, 80), [8, 24], lowres_px=64)]
+    assert seen == [(8, (8, 8), ["encode", "render"]), (24, (24, 24), ["encode", "render", "render"])]
