@@ -26,7 +26,13 @@ class Ingest:
     """Label of these photos (as lr, hr), stored in their rows and in the manifest."""
     remove_missing: bool = False
     """Photos of this source whose file is gone leave the dataset; without it they stay. Older snapshots keep them."""
+    most_removed: float = 0.5
+    """With remove_missing: the largest share of this source's photos that may go at once; more is an error (exit code 5)."""
     config: Annotated[IngestConfig, tyro.conf.arg(name="")] = IngestConfig()
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.most_removed <= 1:
+            raise ValueError(f"most_removed={self.most_removed}: must lie between 0 and 1")
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -36,7 +42,7 @@ def main(argv: list[str] | None = None) -> int:
         from pipelines.ingest import ingest
 
         done = ingest(args.source, args.dataset, config=args.config, group=args.group,
-                      remove_missing=args.remove_missing)
+                      remove_missing=args.remove_missing, most_removed=args.most_removed)
     except InfdError as error:
         print(f"ingest: {error}", file=sys.stderr)
         return error.exit_code

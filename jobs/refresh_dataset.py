@@ -3,7 +3,7 @@
 Example: python jobs/refresh_dataset.py --dataset s3://bucket/datasets/NAME --remove-missing
 
 Exit codes: 0 a new snapshot, or nothing new; 1 an error; 2 bad arguments; 3 another refresh is running;
-4 verification failed, and the dataset was left as it was.
+4 verification failed, and the dataset was left as it was; 5 more photos are gone than --most-removed allows.
 """
 
 import sys
@@ -23,12 +23,16 @@ class Refresh:
     """The dataset's address; source, group and config are those of its newest snapshot."""
     remove_missing: bool = False
     """Photos whose source file is gone leave the dataset; without it they stay. Older snapshots keep them."""
+    most_removed: float = 0.5
+    """With remove_missing: the largest share of a source's photos that may go at once; more is an error (exit code 5)."""
     sample: int = 64
     """New photos to decode whole before they are let in; every byte of the new shards is hashed in any case."""
 
     def __post_init__(self) -> None:
         if self.sample < 0:
             raise ValueError(f"sample={self.sample}: must not be below 0")
+        if not 0 <= self.most_removed <= 1:
+            raise ValueError(f"most_removed={self.most_removed}: must lie between 0 and 1")
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -37,7 +41,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         from pipelines.refresh import refresh
 
-        done = refresh(args.dataset, remove_missing=args.remove_missing, sample=args.sample)
+        done = refresh(args.dataset, remove_missing=args.remove_missing, most_removed=args.most_removed, sample=args.sample)
     except InfdError as error:
         print(f"refresh: {error}", file=sys.stderr)
         return error.exit_code

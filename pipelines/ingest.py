@@ -3,7 +3,8 @@
 plan (pipelines/ingest_plan.py) → a task a unit: fetch, decode, pyramid, shards, rejects, then its `done` record →
 the driver assembles the manifest in plan order and commits it. Any part may be killed and the command run again:
 units that are done are not repeated, a unit that is repeated writes the same bytes under the same names, and the
-snapshot is the same, byte for byte. A task holds one decoded photo and one record batch of tiles at a time.
+snapshot is the same, byte for byte; where the source changed meanwhile, see ingest_plan.py. A task holds one decoded photo
+and one record batch of tiles at a time.
 """
 
 import functools
@@ -21,7 +22,7 @@ from infd.config import IngestConfig
 from infd.data import shards, snapshot
 from infd.errors import InfdError, PhotoError, PreconditionFailed
 from infd.storage import ObjectInfo
-from pipelines import cluster, ingest_plan
+from pipelines import cluster, ingest_carry, ingest_plan
 from pipelines.ingest_plan import Outcome, Plan
 from pipelines.ingest_report import Progress, summary
 
@@ -49,32 +50,39 @@ def accept_all(plan: Plan, outcome: Outcome) -> None:
 
 def ingest(
     source: str, dataset: str, *, config: IngestConfig, group: str = "", remove_missing: bool = False,
-    accept: Callable[[Plan, Outcome], None] = accept_all,
+    most_removed: float = ingest_plan.MOST_REMOVED, accept: Callable[[Plan, Outcome], None] = accept_all,
 ) -> Ingested:
     """Bring the photos under `source` into the dataset at `dataset`.
 
-    `remove_missing`: photos of this source whose file is gone leave the dataset. `accept` sees what would be committed,
+    `remove_missing`: photos of this source whose file is gone leave the dataset, if they are no more than the share
+    `most_removed` of its photos. `accept` sees what would be committed,
     its shards in place, and raises an InfdError to refuse it; then no snapshot is made.
-    Law: however often it is interrupted, the snapshot is the same. Raises InfdError: source empty, bucket missing,
-    no photo left, another ingest was faster, a config that does not fit the dataset.
+    Law: however often it is interrupted, the snapshot is the same, while the source lists the same. Raises InfdError: source
+    empty, bucket missing, no photo left, another ingest was faster, a config that does not fit the dataset.
     """
     began = time.monotonic()
-    plan = ingest_plan.make_plan(source, dataset, config=config, group=group, remove_missing=remove_missing)
+    plan = ingest_carry.continued(ingest_plan.make_plan(
+        source, dataset, config=config, group=group, remove_missing=remove_missing, most_removed=most_removed))
     if plan.parent:
         snapshot.advance_latest(plan.dataset, plan.parent.number)  # whoever committed it may have died before
     if not plan.units and not plan.removed:
         return nothing_new(plan)
     ingest_plan.write_plan(plan)
-    done = ingest_plan.done_units(plan)
+    ingest_carry.take_over(plan)
+    done = ingest_plan.done_units(plan.uri())
     tasks = [task_of(number, unit) for number, unit in enumerate(plan.units) if number not in done]
     logger.info("run %s: %d of %d files to read, in %d units, %d of them done already", plan.run, plan.photos,
                 plan.listed, len(plan.units), len(done))
+    if plan.continues:
+        logger.info("run %s: %s has changed since run %s; %d of its done units are taken over", plan.run, plan.source,
+                    plan.continues, len(plan.carried))
     if tasks:
         run_on_ray(plan, tasks)
     outcome = ingest_plan.assemble(plan)
     storage.put_atomic(plan.uri("rejects.parquet"), ingest_plan.table_bytes(outcome.rejects, ingest_plan.REJECTS))
     ingest_plan.require_photos(plan, outcome)
     if plan.parent and outcome.entries == plan.parent.entries:
+        ingest_carry.finish(plan)
         return nothing_new(plan, outcome)
     accept(plan, outcome)
     uri = snapshot.commit(plan.dataset, (plan.parent.number if plan.parent else 0) + 1,
@@ -82,6 +90,7 @@ def ingest(
     took = time.monotonic() - began
     read_now = sum(len(task["uris"]) for task in tasks)
     write_record(plan, uri, read_now, took)
+    ingest_carry.finish(plan)
     return Ingested(snapshot_uri=uri, is_new=True, plan=plan, outcome=outcome,
                     summary=summary(plan, outcome, uri, read=read_now, seconds=took))
 
@@ -121,9 +130,7 @@ def run_unit(task: dict[str, Any], *, run_uri: str, dataset: str, config: dict[s
              for uri, etag, size in zip(task["uris"], task["etags"], task["sizes"], strict=True)]
     rejects: list[ingest_plan.Reject] = []
     entries = snapshot.write_shards(photo_rows(files, rejects, settings, group), dataset, settings)
-    name = f"{int(task['unit']):08d}.parquet"
-    storage.put_atomic(storage.join(run_uri, "rejects", name), ingest_plan.table_bytes(rejects, ingest_plan.REJECTS))
-    storage.put_atomic(storage.join(run_uri, "done", name), ingest_plan.table_bytes(entries, snapshot.ENTRY))
+    ingest_plan.write_done(run_uri, int(task["unit"]), entries, rejects)
     return {"unit": int(task["unit"]), "files": len(files), "rejected": len(rejects),
             "bytes": sum(entry["bytes"] for entry in entries)}
 

@@ -5,8 +5,17 @@
     DATASET/runs/RUN/rejects/00000003.parquet   its source files that are no photo
     DATASET/runs/RUN/rejects.parquet        all source files that are no photo, of this snapshot and those before
     DATASET/runs/RUN/finished.json          when, where, with what: facts that the manifest must not hold
+    DATASET/runs/unfinished/KEY             the name of the newest run of this source and these settings, until it ends
 
 RUN is the hash of the plan, the config and the parent snapshot, so the same command finds what it has done before.
+Law: where no run was cut short, a snapshot is a function of (parent, listing, config); so it is where one was, and the
+source lists the same when the command is run again.
+
+Where the source gained, lost or changed files while a run was cut short, the next one takes over what is done
+(ingest_carry.py): no photo that was read and written is read again, as long as its uri, etag and size stay, also if the
+dataset went on to another snapshot meanwhile. Then the law is weaker: the same photos under the same uris, with the same
+tiles, and the same rejects as an undisturbed ingest of that listing (where none of its reads fails), but in shards that
+may be cut elsewhere, stand in another order, and hold rows of files that changed or vanished since, which are `dropped`.
 
 What stands in the parent under the same (uri, etag) is not read again. A photo whose file changed is read anew; its
 old row stays in its shard and is named in the manifest's `dropped`. A file that vanished from the source keeps its
@@ -23,6 +32,7 @@ from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -38,16 +48,26 @@ FORMAT = "infd-ingest-1"
 LEAST_UNITS = 64
 """A small source is cut into about this many units, so that all cores have work."""
 LEAST_UNIT_PHOTOS = 4
-PLAN = pa.schema([("unit", pa.int32()), ("uri", pa.string()), ("etag", pa.string()), ("size", pa.int64())])
+PLAN = pa.schema([("unit", pa.int32()), *listing.SCHEMA])
 REJECTS = pa.schema([("uri", pa.string()), ("etag", pa.string()), ("reason", pa.string()), ("detail", pa.string()),
                      ("image_id", pa.string())])  # image_id of a duplicate, else ""
 PASSING = ("changed", "unreadable", "no_decoder")
 """Reasons that say nothing of the file itself: the next ingest tries again."""
+MOST_REMOVED = 0.5
+"""Share of a source's photos that may go at once. A listing that lacks more is more often a source that was renamed, is
+not mounted, or is emptied by mistake, than one that was cleaned; less than half is a common clean-up, and no night's
+refresh shall stop for that. Nothing is lost for ever either way: older snapshots keep what was removed."""
 SHARED_FIELDS = ("tile_px", "codec", "min_side_px", "val_fraction")
 """Config fields that all snapshots of a dataset share."""
 
 Entry = dict[str, Any]
 Reject = dict[str, str]
+
+
+class TooManyRemoved(DatasetError):
+    """So many files are gone that the source itself may be at fault; nothing was removed, and nothing taken in."""
+
+    exit_code = 5
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,11 +90,15 @@ class Plan:
     config: IngestConfig
     parent: Parent | None
     listed: int
-    units: Sequence[list[ObjectInfo]]
+    units: listing.Units
     removed: tuple[str, ...] = ()
     """uris of the parent's photos whose file is gone from the source, and that shall go too."""
     forgotten: tuple[str, ...] = ()
     """uris of the parent's rejects of which the same is true."""
+    continues: str = ""
+    """An unfinished run whose done units this one takes over (ingest_carry.py), because its source has changed since."""
+    carried: tuple[int, ...] = ()
+    """What units 0, 1, … of this plan are called there; those after them are to be read."""
 
     @property
     def photos(self) -> int:
@@ -100,9 +124,13 @@ class Plan:
 # ---------------------------------------------------------------- before
 
 
-def make_plan(source: str, dataset: str, *, config: IngestConfig, group: str, remove_missing: bool = False) -> Plan:
+def make_plan(
+    source: str, dataset: str, *, config: IngestConfig, group: str, remove_missing: bool = False,
+    most_removed: float = MOST_REMOVED,
+) -> Plan:
     """What to read from `source`, and, if asked, what to remove. Raises ConfigError, StorageError or DatasetError, all
-    before any work; a listing with nothing in it is an error, never a reason to remove."""
+    before any work; a listing with nothing in it is an error, never a reason to remove, and so is one (TooManyRemoved)
+    that lacks more than the share `most_removed` of the photos that the dataset has from this source."""
     source, dataset = storage.absolute(source), storage.absolute(dataset)
     if f"{dataset}/".startswith(f"{source}/"):
         raise ConfigError(f"dataset={dataset}: it lies inside the source {source}, whose files would then hold shards; "
@@ -117,6 +145,7 @@ def make_plan(source: str, dataset: str, *, config: IngestConfig, group: str, re
     photos, rejects = ([row["uri"] for row in rows] for rows in (
         (alive(parent.entries), parent.rejects) if parent and remove_missing else ((), ())))
     removed = missing(photos, source, here)
+    require_few_removed(removed, len(missing(photos, source, ())), source, dataset, most_removed)
     todo = unseen(listed, parent, config, source=source, removed=removed)
     return Plan(source=source, dataset=dataset, group=group, config=config, parent=parent, listed=len(listed),
                 units=cut(todo, config), removed=removed, forgotten=missing(rejects, source, here))
@@ -126,6 +155,15 @@ def missing(uris: Iterable[str], source: str, here: Collection[str]) -> tuple[st
     """Those of `uris` that lie under `source` and are not `here`."""
     below = f"{source.rstrip('/')}/"
     return tuple(sorted({uri for uri in uris if uri.startswith(below) and uri not in here}))
+
+
+def require_few_removed(removed: Collection[str], had: int, source: str, dataset: str, most: float) -> None:
+    """Raise TooManyRemoved where more than the share `most` of the `had` photos from `source` would go."""
+    if len(removed) > most * had:
+        raise TooManyRemoved(
+            f"{dataset}: the files of {len(removed)} of the {had} photos from {source} are gone, {len(removed) / had:.0%}; "
+            f"expected {most:.0%} at most; nothing was removed: check the source, as {min(removed)}; if it is right, "
+            f"run this once with --most-removed {-(-100 * len(removed) // had) / 100:g}")
 
 
 def read_parent(dataset: str, config: IngestConfig) -> Parent | None:
@@ -181,27 +219,39 @@ def write_plan(plan: Plan) -> None:
     """Store plan.parquet; an equal run writes equal bytes."""
     about = {"source": plan.source, "group": plan.group, "config": configs.flat(plan.config),
              "parent": plan.parent.number if plan.parent else None}
-    schema = PLAN.with_metadata({"infd": json.dumps(about, sort_keys=True)})
-    batches = [pa.RecordBatch.from_pylist([{"unit": number, **info._asdict()} for info in unit], schema)
-               for number, unit in enumerate(plan.units)]  # a unit at a time: its rows are many times its table
-    storage.put_atomic(plan.uri("plan.parquet"), parquet(pa.Table.from_batches(batches, schema)))
+    starts, files = plan.units.starts, listing.table_of(plan.units.files)
+    numbers = np.repeat(np.arange(len(starts), dtype=np.int32), np.diff([*starts, len(files)]))
+    table = files.add_column(0, "unit", pa.array(numbers)).cast(PLAN)
+    storage.put_atomic(plan.uri("plan.parquet"), parquet(table.replace_schema_metadata(
+        {"infd": json.dumps(about, sort_keys=True)})))
 
 
 def forget_units(plan: Plan, shards_at_fault: Collection[str]) -> int:
     """Make the units that wrote one of these shards (sha256) count as not done; how many. The next run repeats them."""
     forgotten = 0
-    for number in sorted(done_units(plan)):
-        record = plan.uri("done", f"{number:08d}.parquet")
+    for number in sorted(done_units(plan.uri())):
+        record = record_uri(plan.uri(), "done", number)
         if any(entry["sha256"] in shards_at_fault for entry in read_rows(record)):
             storage.delete(record)
             forgotten += 1
     return forgotten
 
 
-def done_units(plan: Plan) -> set[int]:
-    """Units that are finished."""
-    names = (info.uri.rpartition("/")[2] for info in storage.list_objects(plan.uri("done")))
+def done_units(run_uri: str) -> set[int]:
+    """Units of a run that are finished."""
+    names = (info.uri.rpartition("/")[2] for info in storage.list_objects(storage.join(run_uri, "done")))
     return {int(name.removesuffix(".parquet")) for name in names}
+
+
+def write_done(run_uri: str, number: int, entries: list[Entry], rejects: list[Reject]) -> None:
+    """The end of a unit: its rejects, and its `done` record last."""
+    storage.put_atomic(record_uri(run_uri, "rejects", number), table_bytes(rejects, REJECTS))
+    storage.put_atomic(record_uri(run_uri, "done", number), table_bytes(entries, snapshot.ENTRY))
+
+
+def record_uri(run_uri: str, kind: str, number: int) -> str:
+    """Where a unit's "done" or "rejects" are."""
+    return storage.join(run_uri, kind, f"{number:08d}.parquet")
 
 
 # ---------------------------------------------------------------- after
@@ -241,23 +291,22 @@ def recorded_sources(info: dict[str, Any]) -> list[dict[str, Any]]:
 def assemble(plan: Plan) -> Outcome:
     """The parent's entries and the units' in plan order, without what was replaced and without duplicates."""
     numbers = range(len(plan.units))
-    fresh = [entry for n in numbers for entry in read_rows(plan.uri("done", f"{n:08d}.parquet"))]
-    rejects = [row for n in numbers for row in read_rows(plan.uri("rejects", f"{n:08d}.parquet"))]
+    fresh = [entry for n in numbers for entry in read_rows(record_uri(plan.uri(), "done", n))]
+    rejects = [row for n in numbers for row in read_rows(record_uri(plan.uri(), "rejects", n))]
     passing = {row["uri"] for row in rejects if row["reason"] in PASSING}
     planned = {info.uri for unit in plan.units for info in unit}
     gone = (planned - passing) | {*plan.removed}
     old = plan.parent.entries if plan.parent else []
     old = [dropping(entry, [r for r, uri in enumerate(entry["uris"]) if uri in gone]) for entry in old]
-    seen = {row["image_id"] for row in alive(old)}
+    first = {row["image_id"]: "" for row in alive(old)}  # whose photo is kept; "": the parent's
+    for row in sorted(alive(fresh), key=lambda row: row["uri"].encode()):  # a plan that continues is not in this order
+        first.setdefault(row["image_id"], row["uri"])
     kept = 0
     for i, entry in enumerate(fresh):
-        twice = []
-        for r, identity in enumerate(entry["image_ids"]):
-            if identity in seen:
-                twice.append(r)
-                rejects.append(reject(entry["uris"][r], entry["etags"][r], "duplicate", image_id=identity))
-            seen.add(identity)
-        kept += entry["rows"] - len(twice)
+        rows = [r for r in range(entry["rows"]) if r not in entry["dropped"]]
+        twice = [r for r in rows if first[entry["image_ids"][r]] != entry["uris"][r]]
+        rejects += [reject(entry["uris"][r], entry["etags"][r], "duplicate", image_id=entry["image_ids"][r]) for r in twice]
+        kept += len(rows) - len(twice)
         fresh[i] = dropping(entry, twice)
     again = planned | {*plan.forgotten}
     carried = [row for row in (plan.parent.rejects if plan.parent else []) if row["uri"] not in again]

@@ -19,10 +19,10 @@ class Files(Sequence[ObjectInfo]):
     """Listed files, made into ObjectInfo one chunk at a time."""
 
     def __init__(self, table: pa.Table) -> None:
-        self._table = table
+        self.table = table
 
     def __len__(self) -> int:
-        return self._table.num_rows
+        return self.table.num_rows
 
     @overload
     def __getitem__(self, index: int) -> ObjectInfo: ...
@@ -31,33 +31,34 @@ class Files(Sequence[ObjectInfo]):
     def __getitem__(self, index: Any) -> Any:
         if isinstance(index, slice):
             start, stop, step = index.indices(len(self))
-            return _infos(self._table.slice(start, max(0, stop - start)))[::step]
+            return _infos(self.table.slice(start, max(0, stop - start)))[::step]
         if not 0 <= index < len(self):
             raise IndexError(f"file {index} of {len(self)}")
-        return _infos(self._table.slice(index, 1))[0]
+        return _infos(self.table.slice(index, 1))[0]
 
     def __iter__(self) -> Iterator[ObjectInfo]:
         for start in range(0, len(self), CHUNK):
-            yield from _infos(self._table.slice(start, CHUNK))
+            yield from _infos(self.table.slice(start, CHUNK))
 
     def where(self, keep: Callable[[ObjectInfo], bool]) -> "Files":
         """Those for which `keep` is true, in the same order."""
-        return Files(self._table.filter(pa.array((keep(info) for info in self), pa.bool_())))
+        return Files(self.table.filter(pa.array((keep(info) for info in self), pa.bool_())))
 
 
 class Units(Sequence[list[ObjectInfo]]):
     """Consecutive files in units; `starts` are the first file of each."""
 
     def __init__(self, files: Sequence[ObjectInfo], starts: list[int]) -> None:
-        self._files, self._ends = files, [*starts, len(files)]
+        self.files, self.starts = files, starts
+        self._ends = [*starts, len(files)]
 
     def __len__(self) -> int:
-        return len(self._ends) - 1
+        return len(self.starts)
 
     def __getitem__(self, index: Any) -> Any:
         if not 0 <= index < len(self):
             raise IndexError(f"unit {index} of {len(self)}")
-        return list(self._files[self._ends[index]:self._ends[index + 1]])
+        return list(self.files[self._ends[index]:self._ends[index + 1]])
 
 
 def in_order(infos: Iterable[ObjectInfo]) -> Files:
@@ -82,6 +83,11 @@ def in_order(infos: Iterable[ObjectInfo]) -> Files:
     if not is_sorted:
         table = table.sort_by("uri")  # Arrow compares text by its bytes
     return Files(table)
+
+
+def table_of(files: Sequence[ObjectInfo]) -> pa.Table:
+    """The files as a table of SCHEMA."""
+    return files.table if isinstance(files, Files) else in_order(files).table
 
 
 def _infos(table: pa.Table) -> list[ObjectInfo]:

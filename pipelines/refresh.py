@@ -38,7 +38,7 @@ class VerificationFailed(DatasetError):
 
 @dataclass(frozen=True, kw_only=True)
 class Refreshed:
-    """`snapshot_uri` is what readers get from now on; `report` is a page for people; `exit_code` is 0, 1, 2 or 4."""
+    """`snapshot_uri` is what readers get from now on; `report` is a page for people; `exit_code` is 0, 1, 2, 4 or 5."""
 
     snapshot_uri: str
     exit_code: int
@@ -71,7 +71,8 @@ class Course:
 
 
 def refresh(
-    dataset: str, *, remove_missing: bool = False, sample: int = verify.SAMPLED_PHOTOS, patience_s: float = lease.PATIENCE_S,
+    dataset: str, *, remove_missing: bool = False, most_removed: float = ingest_plan.MOST_REMOVED,
+    sample: int = verify.SAMPLED_PHOTOS, patience_s: float = lease.PATIENCE_S,
 ) -> Refreshed:
     """Take what is new at the sources of `dataset` into a verified snapshot; nothing new is fine too.
 
@@ -91,7 +92,7 @@ def refresh(
             try:
                 config = configs.unflat(IngestConfig, row["config"])
                 part.made = ingest(part.source, root, config=config, group=part.group, remove_missing=remove_missing,
-                                   accept=verified(part, sample=sample))
+                                   most_removed=most_removed, accept=verified(part, sample=sample))
                 part.plan, part.outcome = part.made.plan, part.made.outcome
             except InfdError as error:
                 part.error = error

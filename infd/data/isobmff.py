@@ -1,11 +1,13 @@
 """The box structure of AVIF and HEIC files: what the picture is, before any decoder sees it.
 
-Only the primary item is looked at: its codec, its sides (also of a grid's tiles), its colour and how it is turned.
-Source: ISO/IEC 14496-12 (boxes), 23008-12 (HEIF: items, properties, irot, imir), MIAF 23000-22 (grids).
+Only the primary item is looked at: its codec, its sides (also of a grid's tiles), its colour, its clean aperture and how
+it is turned.
+Source: ISO/IEC 14496-12 (boxes, clap), 23008-12 (HEIF: items, properties, irot, imir), MIAF 23000-22 (grids).
 """
 
 import struct
 from collections.abc import Iterator
+from fractions import Fraction
 from typing import NamedTuple
 
 from PIL.Image import Transpose
@@ -27,6 +29,8 @@ class Still(NamedTuple):
 
     kind: str
     sides: list[tuple[int, int]]
+    crop: tuple[int, int, int, int] | None
+    """What counts of the picture before it is turned: left, top, right, bottom."""
     upright: list[Transpose]
     profile: bytes | None
     code_points: tuple[int, int] | None
@@ -66,8 +70,12 @@ def _still(data: memoryview) -> Still:
     sides = [_sides(owned.get(item, [])) for item in dict.fromkeys([primary, *tiles])]
     profile, code_points = _colour(own or [], owned.get(leaf, []))
     coded = dict(owned.get(leaf, [])).get(b"av1C", b"\0\0\0\0")
+    names = [name for name, _ in own if name in (b"clap", b"irot", b"imir")]
+    if b"clap" in names[1:]:
+        raise PhotoError("unsupported", "a HEIF picture with a clean aperture behind a turn")
+    crop = _crop(dict(own)[b"clap"], *sides[0]) if names[:1] == [b"clap"] else None
     upright = [turn for name, body in own for turn in _turns(name, body)]
-    return Still(CODECS[types[leaf]], sides, upright, profile, code_points, bool(coded[2] & 0x20))
+    return Still(CODECS[types[leaf]], sides, crop, upright, profile, code_points, bool(coded[2] & 0x20))
 
 
 def _boxes(data: memoryview, first: int = 0) -> Iterator[tuple[bytes, memoryview]]:
@@ -150,6 +158,21 @@ def _colour(*owners: list[tuple[bytes, bytes]]) -> tuple[bytes | None, tuple[int
     profile = next((body[4:] for body in found if body[:4] in (b"prof", b"rICC")), None)
     points = next((struct.unpack_from(">HH", body, 4) for body in found if body[:4] == b"nclx"), None)
     return profile, points
+
+
+def _crop(clap: bytes, width: int, height: int) -> tuple[int, int, int, int]:
+    """The box of a clean aperture: its sides and the distance of its centre from the picture's, each a fraction."""
+    numbers = struct.unpack_from(">IIIIiIiI", clap)
+    if 0 in numbers[1::2]:
+        raise ValueError("a fraction without a value")
+    wide, high, x, y = map(Fraction, numbers[::2], numbers[1::2])
+    box = (x + (width - wide) / 2, y + (height - high) / 2, x + (width + wide) / 2, y + (height + high) / 2)
+    if any(edge.denominator != 1 for edge in box):
+        raise PhotoError("unsupported", "a HEIF picture with a clean aperture that cuts through pixels")
+    if not (0 <= box[0] < box[2] <= width and 0 <= box[1] < box[3] <= height):
+        raise ValueError("a clean aperture outside the picture")
+    left, top, right, bottom = map(int, box)
+    return left, top, right, bottom
 
 
 def _turns(name: bytes, body: bytes) -> list[Transpose]:

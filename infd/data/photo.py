@@ -180,7 +180,7 @@ def _tiff(data: bytes, limits: Limits) -> Picture:
 
 
 def _heif(data: bytes, still: isobmff.Still, limits: Limits) -> Picture:
-    """AVIF by libavif, HEIC by libheif. libheif turns the picture itself."""
+    """AVIF by libavif, HEIC by libheif. libheif cuts and turns the picture itself."""
     limits.check(*still.sides[0])
     most = min(limits.max_pixels, AVIF_MAX_PIXELS) if still.kind == "AVIF" else limits.max_pixels
     for width, height in still.sides:
@@ -189,7 +189,10 @@ def _heif(data: bytes, still: isobmff.Still, limits: Limits) -> Picture:
     profile = still.profile or icc.of_code_points(*still.code_points or (1, 13))
     try:
         if still.kind == "AVIF":
-            return Picture(_avif(data, twelve_bit=still.twelve_bit), profile, still.upright)
+            image = _avif(data, twelve_bit=still.twelve_bit)
+            if still.crop and image.size != still.sides[0]:
+                raise ValueError("sides")
+            return Picture(image.crop(still.crop) if still.crop else image, profile, still.upright)
         return Picture(_heic(data), profile, [])
     except DECODER_ERRORS as error:
         raise PhotoError("corrupt", f"{still.kind} pixels") from error

@@ -1,11 +1,13 @@
 """The first picture of a TIFF → PIL image, strip by strip.
 
-The directory is read here and only the strips and tiles go through codecs (zlib, and LZW, PackBits and JPEG of imagecodecs):
-libtiff's `tiff_decode` turns pictures a second time, gives CMYK as RGB without its profile, and hands out memory that
-a short strip never filled. Memory: the image (PIL holds RGB and CMYK in 4 bytes a pixel), and of one strip or tile
-the samples twice and the levels once or twice; in a file of one strip that is all of the picture.
+The directory is read here and only the strips and tiles go through codecs (zlib, and LZW, PackBits, JPEG, ZSTD and WebP
+of imagecodecs): libtiff's `tiff_decode` turns pictures a second time, gives CMYK as RGB without its profile, and hands out
+memory that a short strip never filled. Memory: the image (PIL holds RGB and CMYK in 4 bytes a pixel), and of one strip or
+tile the samples twice and the levels once or twice; in a file of one strip that is all of the picture.
 
 Read: BigTIFF too; 1, 8 and 16 bits; grey, palette, RGB, CMYK, YCbCr inside JPEG; alpha; any order of bytes and planes.
+Not read, and refused with a word for each: samples that are floating-point or have a sign (no rule says which value is white),
+other depths, other compressions, thumbnails, inks other than CMYK.
 Source: TIFF 6.0; Technical Note 2 (JPEG); BigTIFF design.
 """
 
@@ -31,7 +33,7 @@ SAMPLES = {GREY_INVERTED: 1, GREY: 1, RGB: 3, PALETTE: 1, CMYK: 4, YCBCR: 3}
 MODES = {GREY_INVERTED: "L", GREY: "L", RGB: "RGB", PALETTE: "RGB", CMYK: "CMYK", YCBCR: "RGB"}
 MAX_GROWTH = 2
 """No codec here makes noise twice as long: what a block has beyond that is not read."""
-NONE, LZW, JPEG, DEFLATE, DEFLATE_OLD, PACKBITS = 1, 5, 7, 8, 32946, 32773
+NONE, LZW, JPEG, DEFLATE, DEFLATE_OLD, PACKBITS, ZSTD, WEBP = 1, 5, 7, 8, 32946, 32773, 50000, 50001
 
 
 class Layout(NamedTuple):
@@ -129,14 +131,16 @@ def _layout(data: bytes) -> Layout:
     extra = fields.get(338, np.zeros(0, np.uint16))
     alpha = int(extra[0]) if len(extra) and int(extra[0]) in (1, 2) else 0
     _refuse_unsupported(
-        thumbnail=number(254, 0) & 1, format=number(339, 1) != 1, depth=number(32997, 1) != 1, fill=number(266, 1) != 1,
+        thumbnail=number(254, 0) & 1, floats=number(339, 1) == 3, format=number(339, 1) not in (1, 3),
+        depth=number(32997, 1) != 1, fill=number(266, 1) != 1,
         colour=colour not in SAMPLES or colour == YCBCR and compression != JPEG, ink=number(332, 1) != 1,
-        compression=compression not in (NONE, LZW, JPEG, DEFLATE, DEFLATE_OLD, PACKBITS),
+        **{f"compression {compression}": compression not in (NONE, LZW, JPEG, DEFLATE, DEFLATE_OLD, PACKBITS, ZSTD, WEBP)},
         predictor=number(317, 1) not in (1, 2), bits=bits not in (1, 8, 16) or len(np.unique(fields.get(258, [1]))) > 1)
     if not SAMPLES[colour] <= samples <= SAMPLES[colour] + 4:
         raise ValueError("samples")
-    _refuse_unsupported(bits=bits == 1 and (samples > 1 or number(317, 1) == 2) or bits != 8 and compression == JPEG
-                        or colour == PALETTE and bits == 16)
+    _refuse_unsupported(bits=bits == 1 and (samples > 1 or number(317, 1) == 2) or bits != 8 and compression in (JPEG, WEBP)
+                        or colour == PALETTE and bits == 16,
+                        webp=compression == WEBP and (colour != RGB or samples > 4 or planar))
     if width < 1 or height < 1 or (tiled and min(block) < 16):
         raise ValueError("sides")
     palette = None
@@ -144,7 +148,7 @@ def _layout(data: bytes) -> Layout:
         palette = (fields[320][:3 << bits].reshape(3, 1 << bits) >> 8).astype(np.uint8).T  # (levels, 3)
     tables, profile = fields.get(347), fields.get(34675)
     return Layout(width, height, order, bits, samples, colour, compression, number(317, 1) if compression in
-                  (LZW, DEFLATE, DEFLATE_OLD) else 1, planar, block, tiled, *_places(fields, tiled, data), alpha, palette,
+                  (LZW, DEFLATE, DEFLATE_OLD, ZSTD) else 1, planar, block, tiled, *_places(fields, tiled, data), alpha, palette,
                   tables.tobytes() if tables is not None else None, profile.tobytes() if profile is not None else None,
                   number(274, 1))
 
@@ -179,6 +183,9 @@ def _block(data: bytes, it: Layout, number: int, rows: int) -> np.ndarray:
     columns, samples = it.block[1], 1 if it.planar else it.samples
     if it.compression == JPEG:
         return _jpeg(data[start:start + count], it, rows, columns, samples)
+    if it.compression == WEBP:
+        out = np.empty((rows, columns, samples), np.uint8)  # of other sides than it the decoder refuses a picture
+        return imagecodecs.webp_decode(data[start:start + count], out=out)
     line = -(-columns * samples * it.bits // 8)
     raw = _inflated(data[start:start + min(count, MAX_GROWTH * rows * line + 64)], it.compression, rows * line)
     if len(raw) < rows * line:
@@ -208,6 +215,8 @@ def _inflated(coded: bytes, compression: int, size: int) -> bytes | bytearray:
         return imagecodecs.lzw_decode(coded, out=size)
     if compression == PACKBITS:
         return imagecodecs.packbits_decode(coded, out=size)
+    if compression == ZSTD:
+        return imagecodecs.zstd_decode(coded, out=size)
     return zlib.decompressobj().decompress(coded, size)
 
 

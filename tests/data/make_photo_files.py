@@ -12,6 +12,7 @@ Only colour management has one library behind all (Little CMS); test_photo.py ha
 
 import io
 import struct
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -195,6 +196,43 @@ def heic(array: np.ndarray, *, quality: int, **options: object) -> bytes:
     return buffer.getvalue()
 
 
+def with_clean_aperture(data: bytes, left: int, top: int, width: int, height: int) -> bytes:
+    """An AVIF or HEIC of W by H whose picture counts in that box alone: no encoder here writes `clap`. The new `meta` stands
+    at the end and `free` where it was, so that no offset changes."""
+    def box(name: bytes, body: bytes) -> bytes:
+        return struct.pack(">I4s", 8 + len(body), name) + body
+
+    def parts(body: bytes) -> list[tuple[bytes, bytes]]:
+        found = []
+        while body:
+            size, name = struct.unpack_from(">I4s", body)
+            found.append((name, body[8:size]))
+            body = body[size:]
+        return found
+
+    offset = (2 * left + width - W, 2 * top + height - H)  # of the centres, in half pixels
+    clap = box(b"clap", struct.pack(">IIIIiIiI", width, 1, height, 1, offset[0], 2, offset[1], 2))
+    whole = parts(data)
+    meta = dict(whole)[b"meta"]
+    inner = parts(meta[4:])
+    properties = parts(dict(inner)[b"iprp"])
+    known = parts(dict(properties)[b"ipco"])
+    owned = dict(properties)[b"ipma"]
+    assert owned[:4] == bytes(4) and (primary := dict(inner)[b"pitm"][4:6]) == owned[8:10]  # the first, of 7-bit indices
+    count = owned[10]
+    before = sum(known[index - 1 & 0x7F][0] not in (b"irot", b"imir") for index in owned[11:11 + count])
+    owned = owned[:8] + primary + bytes([count + 1]) + owned[11:11 + before] + bytes([0x80 | len(known) + 1]) + owned[11 + before:]
+    ipco = b"".join(box(*part) for part in known) + clap
+    new = {b"ipco": ipco, b"ipma": owned}
+    iprp = b"".join(box(name, new.get(name, body)) for name, body in properties)
+    moved = box(b"meta", meta[:4] + b"".join(box(name, iprp if name == b"iprp" else body) for name, body in inner))
+    return b"".join(box(b"free" if name == b"meta" else name, body) for name, body in whole) + moved
+
+
+def cropped(decoder: Callable[[bytes], np.ndarray], left: int, top: int, width: int, height: int) -> Callable[[bytes], np.ndarray]:
+    return lambda data: decoder(data)[top:top + height, left:left + width]
+
+
 FOURS = (cv2.IMWRITE_JPEG_SAMPLING_FACTOR, cv2.IMWRITE_JPEG_SAMPLING_FACTOR_444, cv2.IMWRITE_JPEG_QUALITY, 92)
 FILES: dict[str, tuple[Callable[[], bytes], Callable[[bytes], np.ndarray]]] = {
     "progressive.jpg": (lambda: cv(RGB, ".jpg", *FOURS, cv2.IMWRITE_JPEG_PROGRESSIVE, 1), by_av),
@@ -227,6 +265,10 @@ FILES: dict[str, tuple[Callable[[], bytes], Callable[[bytes], np.ndarray]]] = {
     "tiled.tif": (lambda: tif(RGB, tile=(32, 48), compression="zlib", photometric="rgb"), by_pil),
     "tiled_planar_deep.tif": (lambda: tif(np.ascontiguousarray(DEEP.transpose(2, 0, 1)), tile=(32, 16), photometric="rgb",
                                           planarconfig="separate", compression="zlib", predictor=True), planes_by_tifffile),
+    "zstd.tif": (lambda: tif(RGB, compression="zstd", tile=(32, 64), photometric="rgb"), by_pil),
+    "zstd_predictor.tif": (lambda: tif(DEEP, compression="zstd", predictor=True, rowsperstrip=20, photometric="rgb"), by_pil),
+    "webp.tif": (lambda: vips(RGB, ".tif", compression="webp", lossless=True, tile=True, tile_width=64, tile_height=32), by_vips),
+    "webp_alpha.tif": (lambda: vips(RGBA, ".tif", compression="webp", lossless=True), by_vips),
     "grey.tif": (lambda: pil(GREY, "TIFF", compression="tiff_lzw"), by_tifffile),
     "grey_deep.tif": (lambda: cv(DEEP[..., 0], ".tif"), by_tifffile),
     "bilevel.tif": (lambda: pil_image(Image.fromarray(GREY).convert("1"), "TIFF", compression="packbits"), by_cv),
@@ -244,6 +286,11 @@ FILES: dict[str, tuple[Callable[[], bytes], Callable[[bytes], np.ndarray]]] = {
     "p3.avif": (lambda: pil(RGB, "AVIF", quality=90, subsampling="4:4:4", icc_profile=P3), by_cms(by_av, P3)),
     **{f"turned{n}.avif": (lambda n=n: pil(RGB, "AVIF", quality=90, subsampling="4:4:4", exif=orientation(n)), by_vips)
        for n in (4, 5, 6, 7)},
+    "clap.avif": (lambda: with_clean_aperture(pil(RGB, "AVIF", quality=90, subsampling="4:4:4"), 10, 20, 61, 40), by_vips),
+    "clap_turned6.avif": (lambda: with_clean_aperture(pil(RGB, "AVIF", quality=90, subsampling="4:4:4", exif=orientation(6)),
+                                                      10, 20, 61, 40), by_vips),
+    "clap.heic": (lambda: with_clean_aperture(heic(RGB, quality=90, chroma=444), 10, 20, 61, 40),
+                  cropped(by_av, 10, 20, 61, 40)),
     "plain.heic": (lambda: heic(RGB, quality=90, chroma=444), by_av),
     "subsampled.heic": (lambda: heic(RGB, quality=90), by_av),
     "turned6.heic": (lambda: heic(RGB, quality=90, chroma=444, exif=orientation(6).tobytes()), turned(by_av, 6)),
@@ -252,8 +299,10 @@ FILES: dict[str, tuple[Callable[[], bytes], Callable[[bytes], np.ndarray]]] = {
 
 
 def main() -> None:
+    """All files, or those named on the command line."""
     FOLDER.mkdir(exist_ok=True)
-    for name, (make, decode) in FILES.items():
+    for name in sys.argv[1:] or FILES:
+        make, decode = FILES[name]
         try:
             data = make()
             expected = decode(data)

@@ -55,7 +55,8 @@ def seeds() -> dict[str, bytes]:
             "big.avif": imagecodecs.avif_encode(np.asarray(image), level=70, speed=9, numthreads=1)}
     for name in ("none.tif", "planar.tif", "lzw_predictor.tif", "deflate_deep.tif", "packbits.tif", "jpeg_tiled.tif", "big.tif",
                  "tiled.tif", "palette.tif", "bilevel.tif", "cmyk.tif", "p3.tif", "alpha.webp", "animated.webp", "animated.png",
-                 "deep.png", "alpha.avif", "animated.avif", "turned7.avif", "p3.avif", "plain.heic", "p3.heic", "turned6.heic"):
+                 "deep.png", "alpha.avif", "animated.avif", "turned7.avif", "p3.avif", "plain.heic", "p3.heic", "turned6.heic",
+                 "zstd_predictor.tif", "webp.tif", "webp_alpha.tif", "clap_turned6.avif", "clap.heic"):
         made[name] = (PHOTOS / name).read_bytes()
     return made
 

@@ -237,6 +237,48 @@ def test_law_a_tiff_is_measured_before_anything_is_allocated():
     assert set(fields) >= {256, 257, 273, 279}
 
 
+def clap(*numbers: int) -> bytes:
+    """A clean aperture: width, height, x, y of its centre from the picture's; each with a denominator."""
+    return box(b"clap", struct.pack(">IIIIiIiI", *numbers))
+
+
+def test_law_a_clean_aperture_is_a_box_of_whole_pixels():
+    assert isobmff.still(grid(900, 512)).crop is None
+    still = isobmff.still(grid(900, 512, clap(600, 1, 801, 1, -100, 1, 1, 2), box(b"irot", b"\1")))
+    assert still.crop == (50, 50, 650, 851) and still.upright == [Image.Transpose.ROTATE_90]
+
+
+def test_error_clean_apertures_that_are_not_read():
+    assert refusal(grid(900, 512, clap(600, 1, 800, 1, 1, 3, 0, 1))).detail == (
+        "a HEIF picture with a clean aperture that cuts through pixels")
+    behind = refusal(grid(900, 512, box(b"irot", b"\1"), clap(600, 1, 800, 1, 0, 1, 0, 1)))
+    assert (behind.reason, behind.detail) == ("unsupported", "a HEIF picture with a clean aperture behind a turn")
+    for wrong in (clap(600, 0, 800, 1, 0, 1, 0, 1), clap(902, 1, 900, 1, 0, 1, 0, 1), clap(600, 1, 800, 1, 500, 1, 0, 1),
+                  clap(0, 1, 800, 1, 0, 1, 0, 1), box(b"clap", bytes(31))):
+        assert refusal(grid(900, 512, wrong)).reason == "corrupt"
+
+
+@pytest.mark.parametrize(("dtype", "options", "detail"), [
+    (np.float32, {}, "TIFF floats"), (np.float16, {"compression": "zstd"}, "TIFF floats"), (np.int16, {}, "TIFF format"),
+    (np.uint32, {}, "TIFF bits"), (np.uint8, {"compression": "lzma"}, "TIFF compression 34925"),
+    (np.uint8, {"compression": "lerc"}, "TIFF compression 34887")])
+def test_error_a_tiff_that_is_not_read_says_why(dtype, options, detail):
+    error = refusal(imagecodecs.tiff_encode(np.asarray(picture(60, 50)).astype(dtype), **({"compression": "none"} | options)))
+    assert (error.reason, error.detail) == ("unsupported", detail)
+
+
+def test_error_a_zstd_or_webp_tiff_with_more_or_less_than_its_sides():
+    pixels = np.asarray(picture(64, 64))
+    for kind in ("zstd", "webp"):
+        data = imagecodecs.tiff_encode(pixels, compression=kind, rowsperstrip=64)
+        assert decoded(data).shape == (64, 64, 3)
+        for tag, side in ((257, 32), (256, 48), (257, 80)):
+            place = next(at for at in range(struct.unpack_from("<I", data, 4)[0] + 2, len(data), 12)
+                         if struct.unpack_from("<H", data, at)[0] == tag)
+            other = data[:place] + struct.pack("<HHII", tag, 4, 1, side) + data[place + 12:]
+            assert refusal(other).reason in ("corrupt", "truncated"), (kind, tag, side)
+
+
 def test_error_a_heic_without_its_decoder_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "pillow_heif", None)
     error = refusal(Path(__file__).with_name("photos").joinpath("plain.heic").read_bytes())

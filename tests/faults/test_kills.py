@@ -1,7 +1,8 @@
-"""Ingest killed at random points by SIGKILL, and two ingests into one dataset at once."""
+"""Ingest and refresh killed at random points by SIGKILL, and two ingests into one dataset at once."""
 
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -22,19 +23,25 @@ from pipelines.ingest import ingest
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIG = IngestConfig(codec="png", tile_px=64, min_side_px=48, shard_bytes=30_000)
-KILLS = 20
+KILLS, REFRESH_KILLS, JOB_KILLS = 20, 3, 4
 
-HERE = """
+WITHOUT_RAY = """
 import sys
 from infd import config as configs
 from infd.config import IngestConfig
 from pipelines import ingest as job
+from pipelines import refresh
 def run(plan, tasks):
     for task in tasks:
         job.run_unit(task, run_uri=plan.uri(), dataset=plan.dataset, config=configs.flat(plan.config), group=plan.group)
 job.run_on_ray = run
 print("begins", flush=True)
+"""
+INGEST = WITHOUT_RAY + """
 job.ingest(sys.argv[1], sys.argv[2], config=IngestConfig(codec="png", tile_px=64, min_side_px=48, shard_bytes=30_000))
+"""
+REFRESH = WITHOUT_RAY + """
+sys.exit(refresh.refresh(sys.argv[1], remove_missing=True, patience_s=1).exit_code)
 """
 
 
@@ -58,7 +65,7 @@ def test_law_one_process_killed_at_random_points_ends_the_same(tmp_path):
     source, whole = put_photos(tmp_path / "photos", range(40)), str(tmp_path / "whole")
 
     def start(dataset: str) -> subprocess.Popen[str]:
-        job = subprocess.Popen([sys.executable, "-c", HERE, source, dataset], stdout=subprocess.PIPE, text=True, cwd=ROOT)
+        job = subprocess.Popen([sys.executable, "-c", INGEST, source, dataset], stdout=subprocess.PIPE, text=True, cwd=ROOT)
         assert job.stdout is not None and job.stdout.readline() == "begins\n"
         return job
 
@@ -86,9 +93,24 @@ def test_law_one_process_killed_at_random_points_ends_the_same(tmp_path):
     print(f"\n{kills} kills in {turn} ingests, after {at} units were done; undisturbed {usual_s:.1f} s")
 
 
-def snapshot_is_whole_or_absent(dataset: str, expected: dict[str, bytes]) -> bool:
-    manifest = Path(dataset, "snapshots", "00000001.parquet")
-    return not manifest.exists() or manifest.read_bytes() == expected["snapshots/00000001.parquet"]
+def snapshot_is_whole_or_absent(dataset: str, expected: dict[str, bytes], number: int = 1) -> bool:
+    name = f"snapshots/{number:08d}.parquet"
+    return not Path(dataset, name).exists() or Path(dataset, name).read_bytes() == expected[name]
+
+
+def alone() -> dict[str, str]:
+    """The environment of a process that has a Ray of its own."""
+    return {name: value for name, value in os.environ.items() if not name.startswith(("RAY_ADDRESS", "RAY_AUTH"))}
+
+
+def end(job: subprocess.Popen[str]) -> None:
+    """SIGKILL to a job with its whole cluster."""
+    family = psutil.Process(job.pid).children(recursive=True)
+    os.killpg(job.pid, signal.SIGKILL)
+    for process in family:  # those that made sessions of their own
+        with suppress(psutil.Error):
+            process.kill()
+    job.communicate()
 
 
 @pytest.mark.long
@@ -96,12 +118,11 @@ def snapshot_is_whole_or_absent(dataset: str, expected: dict[str, bytes]) -> boo
 def test_law_ray_killed_at_random_points_ends_the_same(tmp_path):
     """20 kills, by turns of the driver with its whole cluster and of one worker, which Ray starts again."""
     source, whole = put_photos(tmp_path / "photos", range(120)), str(tmp_path / "whole")
-    alone = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_ADDRESS", "RAY_AUTH"))}
     flags = ["--codec", "png", "--tile-px", "64", "--min-side-px", "48", "--shard-bytes", "30000"]
 
     def start(dataset: str) -> subprocess.Popen[str]:
         command = [sys.executable, str(ROOT / "jobs" / "ingest.py"), "--source", source, "--dataset", dataset, *flags]
-        return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=alone,
+        return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=alone(),
                                 start_new_session=True)
 
     def workers(job: subprocess.Popen[str]) -> list[psutil.Process]:
@@ -110,14 +131,6 @@ def test_law_ray_killed_at_random_points_ends_the_same(tmp_path):
             family = psutil.Process(job.pid).children(recursive=True)
             return [p for p in family if p.name().startswith(("ray::Map", "ray::IDLE"))]
         return []
-
-    def end(job: subprocess.Popen[str]) -> None:
-        family = psutil.Process(job.pid).children(recursive=True)
-        os.killpg(job.pid, signal.SIGKILL)
-        for process in family:  # those that made sessions of their own
-            with suppress(psutil.Error):
-                process.kill()
-        job.communicate()
 
     began_s = time.monotonic()
     first = start(whole)
@@ -151,6 +164,107 @@ def test_law_ray_killed_at_random_points_ends_the_same(tmp_path):
         assert all(name.endswith(storage.PARTIAL) for name in seen.keys() - expected.keys())
         turn += 1
     print(f"\n{drivers} kills of drivers, {killed_workers} of workers, {turn} ingests; undisturbed {usual_s:.1f} s")
+
+
+# ---------------------------------------------------------------- refresh
+
+
+@pytest.fixture
+def grown(tmp_path, here) -> tuple[str, dict[str, bytes], float]:
+    """A dataset of one snapshot whose source has changed since; what readers of it see after an undisturbed refresh without
+    Ray, and how long that took after its begin."""
+    source, start = Path(put_photos(tmp_path / "photos", range(30))), str(tmp_path / "start")
+    ingest(str(source), start, config=CONFIG)
+    put_photos(source, range(30, 60))
+    for number in range(3):
+        (source / f"p {number:03d}.png").unlink()
+    (source / "p 003.png").write_bytes(encoded(picture(190, 200, 99)))
+    whole = str(shutil.copytree(start, tmp_path / "whole"))
+    job = refresh_without_ray(whole)
+    began_s = time.monotonic()
+    assert job.wait() == 0
+    return start, readers_see(whole), time.monotonic() - began_s
+
+
+def refresh_without_ray(dataset: str) -> subprocess.Popen[str]:
+    """A process that refreshes and has just begun; it takes over a lease that stood still for a second."""
+    job = subprocess.Popen([sys.executable, "-c", REFRESH, dataset], stdout=subprocess.PIPE, text=True, cwd=ROOT)
+    assert job.stdout is not None and job.stdout.readline() == "begins\n"
+    return job
+
+
+def without_leftovers(dataset: str) -> dict[str, bytes]:
+    """What readers see, without half-written files and locks, which nothing lists."""
+    return {name: data for name, data in readers_see(dataset).items() if not name.endswith((storage.PARTIAL, storage.LOCK))}
+
+
+@pytest.mark.slow
+def test_law_a_refresh_killed_at_random_points_ends_the_same(grown, tmp_path):
+    start, seen, usual_s = grown
+    expected = {name: data for name, data in seen.items() if not name.endswith(storage.LOCK)}
+    chance, kills, turn = random.Random(11), 0, 0
+    while kills < REFRESH_KILLS:
+        dataset = str(shutil.copytree(start, tmp_path / f"turn {turn}"))
+        while True:
+            job = refresh_without_ray(dataset)
+            time.sleep(chance.uniform(0, 1.3) * (usual_s + 1))  # a second for the dead one's lease
+            job.kill()
+            if (code := job.wait()) == 0:
+                break
+            assert code == -signal.SIGKILL
+            kills += 1
+            assert snapshot_is_whole_or_absent(dataset, expected, 2)
+        assert without_leftovers(dataset) == expected
+        turn += 1
+    print(f"\n{kills} kills in {turn} refreshes; undisturbed {usual_s:.1f} s")
+
+
+@pytest.mark.long
+@pytest.mark.timeout(1800)
+def test_job_a_refresh_killed_with_its_cluster_ends_the_same(grown, tmp_path):
+    """The job itself: SIGKILL to it and its Ray some time after a random number of units, and again until it ends with 0.
+    The next run takes the dead one's lease after the half minute that the docs name, and never ends with 3."""
+    start, seen, _ = grown
+    expected = {name: data for name, data in seen.items() if not name.endswith(storage.LOCK)}
+
+    def begun(dataset: str) -> subprocess.Popen[str]:
+        command = [sys.executable, str(ROOT / "jobs" / "refresh_dataset.py"), "--dataset", dataset, "--remove-missing"]
+        return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=alone(),
+                                start_new_session=True)
+
+    def done(dataset: str) -> int:
+        return len(list(Path(dataset).glob("runs/*/done/*.parquet"))) - already
+
+    already = 0
+    already = done(start)
+    whole = str(shutil.copytree(start, tmp_path / "whole through ray"))
+    first = begun(whole)
+    out, err = first.communicate()
+    assert first.returncode == 0, err
+    assert without_leftovers(whole) == expected
+    chance, dataset, at = random.Random(12), str(shutil.copytree(start, tmp_path / "killed")), []
+    for least in (0, *sorted(chance.sample(range(1, done(whole) + 1), JOB_KILLS - 1))):
+        lease = Path(dataset, "runs", "refresh.lease")
+        left = lease.read_bytes() if lease.exists() else b""
+        job = begun(dataset)
+        while job.poll() is None and (done(dataset) < least or not lease.exists() or lease.read_bytes() == left):
+            time.sleep(0.01)  # while it watches the lease, a kill would kill the watcher alone
+        time.sleep(chance.uniform(0, 1))
+        if job.poll() is not None:
+            out, err = job.communicate()
+            assert job.returncode == 0, err
+            break
+        end(job)
+        at.append(done(dataset))
+        assert snapshot_is_whole_or_absent(dataset, expected, 2)
+    began_s = time.monotonic()
+    last = begun(dataset)
+    out, err = last.communicate()
+    assert last.returncode == 0, err
+    assert out == f"{dataset}@2\n" and without_leftovers(dataset) == expected
+    assert err.count("watching for 30 s") <= 1 and not Path(dataset, "runs", "refresh.lease").exists()
+    assert len(at) > 1
+    print(f"\nkilled after {at} of {done(whole)} units; the last run took {time.monotonic() - began_s:.0f} s")
 
 
 # ---------------------------------------------------------------- two at once

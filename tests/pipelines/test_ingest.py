@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from crashes import finished_within
 from hypothesis import given
 from hypothesis import strategies as st
 from numpy.testing import assert_array_equal
@@ -221,40 +222,17 @@ def test_law_a_second_source_adds_its_group(here, photos, tmp_path):
     assert not ingest(str(photos), dataset, config=CONFIG, group="lr").is_new
 
 
-def test_law_an_ingest_that_stops_anywhere_ends_the_same(here, tmp_path, monkeypatch):
+def test_law_an_ingest_that_stops_anywhere_ends_the_same(here, tmp_path):
     """A crash before each write in turn, then the same command again."""
-    photos, whole = tmp_path / "photos", str(tmp_path / "whole")
+    photos, whole, dataset = tmp_path / "photos", str(tmp_path / "whole"), str(tmp_path / "turn")
     put_photos(photos, range(5), side=70)
     (photos / "notes.txt").write_bytes(b"not a photo")
     ingest(str(photos), whole, config=CONFIG)
-    expected = tree(whole)
-    writes = ("put_atomic", "put_file", "put_if_absent", "replace_if_unchanged")
-    real = {name: getattr(storage, name) for name in writes}
+    expected = snapshot_files(tree(whole))
     turn = 0
-    while True:
-        dataset, left = str(tmp_path / f"turn {turn}"), [turn]
-
-        def crashing(name: str, left: list[int] = left):
-            def write(*args: object) -> None:
-                if left[0] == 0:
-                    raise KeyboardInterrupt
-                left[0] -= 1
-                real[name](*args)
-            return write
-
-        for name in writes:
-            monkeypatch.setattr(storage, name, crashing(name))
-        try:
-            ingest(str(photos), dataset, config=CONFIG)
-            finished = True
-        except KeyboardInterrupt:
-            finished = False
-        for name in writes:
-            monkeypatch.setattr(storage, name, real[name])
-        if finished:
-            break
+    while not finished_within(turn, lambda: ingest(str(photos), dataset, config=CONFIG)):
         ingest(str(photos), dataset, config=CONFIG)
-        assert snapshot_files(tree(dataset)) == snapshot_files(expected), turn
+        assert snapshot_files(tree(dataset)) == expected, turn
         shutil.rmtree(dataset)
         turn += 1
     assert turn >= 10  # a plan, two units of three writes, rejects, manifest, latest, record

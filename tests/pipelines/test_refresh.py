@@ -5,6 +5,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from crashes import finished_within
 from pictures import encoded, picture
 
 from infd import config as configs
@@ -189,16 +190,44 @@ def test_law_an_empty_listing_or_the_last_photo_never_wipes_a_dataset(dataset, p
     before = readers_see(dataset)
     for path in photos.glob("*.png"):
         path.unlink()
-    refused = refresh(dataset, remove_missing=True)  # notes.txt is left
+    refused = refresh(dataset, remove_missing=True, most_removed=1)  # notes.txt is left
     assert refused.exit_code == 1 and "without them no photo would be left" in refused.report
     (photos / "notes.txt").unlink()
-    empty = refresh(dataset, remove_missing=True)
+    empty = refresh(dataset, remove_missing=True, most_removed=1)
     assert empty.exit_code == 1 and "no file there" in empty.report and empty.report_uri == ""
     shutil.rmtree(photos)
     assert refresh(dataset, remove_missing=True).exit_code == 1
     with pytest.raises(StorageError, match="no file there"):
         ingest(str(photos), dataset, config=CONFIG, remove_missing=True)
     assert readers_see(dataset) == before and len(names(dataset)) == 6
+
+
+def test_law_a_source_that_lacks_most_of_its_photos_is_refused_unless_told(dataset, photos, tmp_path, capsys):
+    put_photos(tmp_path / "more", range(20, 32))  # photos of another source do not count
+    ingest(str(tmp_path / "more"), dataset, config=CONFIG, group="hr")
+    for number in range(3):
+        (photos / f"p{number:02d}.png").unlink()
+    assert refresh_dataset.main(["--dataset", dataset, "--remove-missing"]) == 0  # just half
+    (photos / "p03.png").unlink()
+    (photos / "p04.png").unlink()
+    put_photos(photos, range(6, 8))
+    before = readers_see(dataset)
+    capsys.readouterr()
+    assert refresh_dataset.main(["--dataset", dataset, "--remove-missing"]) == 5
+    out, err = capsys.readouterr()
+    assert out == f"{dataset}@3\n" and "**failed**, exit code 5" in err
+    assert (f"the files of 2 of the 3 photos from {photos} are gone, 67%; expected 50% at most; nothing was removed: check "
+            f"the source, as {photos}/p03.png; if it is right, run this once with --most-removed 0.67") in err
+    flags = ["--source", str(photos), "--dataset", dataset, "--group", "lr", "--codec", "png", "--tile-px", "128",
+             "--min-side-px", "64", "--shard-bytes", "150000", "--remove-missing"]
+    assert ingest_job.main(flags) == 5 and "ingest: " in capsys.readouterr().err
+    assert readers_see(dataset) == before
+    assert refresh_dataset.main(["--dataset", dataset, "--remove-missing", "--most-removed", "0.67"]) == 0
+    assert [name for name in names(dataset) if name < "p20"] == ["p05.png", "p06.png", "p07.png"]
+    for wrong in ("-0.1", "1.5", "nan"):
+        with pytest.raises(SystemExit) as end:
+            refresh_dataset.main(["--dataset", dataset, "--most-removed", wrong])
+        assert end.value.code == 2
 
 
 # ---------------------------------------------------------------- verification
@@ -264,37 +293,20 @@ def test_law_two_refreshes_exclude_each_other(dataset, photos, monkeypatch, caps
     assert refresh(dataset).snapshot_uri == f"{dataset}@2"  # it was given back
 
 
-def test_law_a_refresh_that_stops_anywhere_goes_on(photos, tmp_path, monkeypatch):
+def test_law_a_refresh_that_stops_anywhere_goes_on(photos, tmp_path):
     """A kill before each write in turn (nothing is written after it, the lease stays), then the same command again."""
-    start = str(tmp_path / "start")
+    start, dataset = str(tmp_path / "start"), str(tmp_path / "turn")
     ingest(str(photos), start, config=CONFIG)
     put_photos(photos, range(6, 9))
     (photos / "p00.png").unlink()
     whole = shutil.copytree(start, tmp_path / "whole")
     refresh(str(whole), remove_missing=True)
     expected = readers_see(str(whole))
-    writes = ("put_atomic", "put_file", "put_if_absent", "replace_if_unchanged", "delete")
-    real = {name: getattr(storage, name) for name in writes}
     turn, finished = 0, False
     while not finished:
-        dataset, left = str(shutil.copytree(start, tmp_path / f"turn {turn}")), [turn]
-
-        def killed(name: str, left: list[int] = left):
-            def write(*args: object) -> None:
-                if left[0] == 0:
-                    raise KeyboardInterrupt
-                left[0] -= 1
-                real[name](*args)
-            return write
-
-        with monkeypatch.context() as patch:
-            for name in writes:
-                patch.setattr(storage, name, killed(name))
-            try:
-                refresh(dataset, remove_missing=True)
-                finished = True
-            except KeyboardInterrupt:
-                assert readers_see(dataset).get("latest") in (b"1", b"2")
+        shutil.copytree(start, dataset)
+        finished = finished_within(turn, lambda: refresh(dataset, remove_missing=True))
+        assert readers_see(dataset).get("latest") in (b"1", b"2")
         again = refresh(dataset, remove_missing=True, patience_s=0.01)
         assert again.exit_code == 0 and again.snapshot_uri == f"{dataset}@2", turn
         assert readers_see(dataset) == expected, turn
