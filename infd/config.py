@@ -131,14 +131,16 @@ class AutoencoderConfig:
     """One head of attention at the coarsest level of E and of D."""
     z_dim: int = 3
     """Channels of the latent z."""
-    quantizer: Literal["vq", "kl"] = "vq"
-    """vq: a codebook; kl: a diagonal Gaussian (E then ends in 2 x z_dim channels)."""
+    quantizer: Literal["vq", "kl", "fsq"] = "vq"
+    """vq: a codebook; kl: a diagonal Gaussian (E then ends in 2 x z_dim channels); fsq: rounding, nothing learned."""
     codebook_size: int = 8192
     """Codes of the vq quantizer."""
     vq_beta: float = 0.25
     """Weight of one term of the vq loss."""
     vq_beta_on: Literal["codebook", "commitment"] = "codebook"
     """codebook: as the published code runs; commitment: as VQ-VAE states it."""
+    fsq_levels: tuple[int, ...] = (8, 8, 8, 5)
+    """fsq: levels of each channel of z; their product counts as the size of a codebook."""
     renderer_dim: int = 256
     """Hidden channels of CLIF."""
     renderer_blocks: int = 2
@@ -155,6 +157,10 @@ class AutoencoderConfig:
                     f"must divide every width; it does not divide {width}")
         require(self.z_dim >= 1, "model.z_dim", self.z_dim, "must be at least 1")
         require(self.codebook_size >= 2, "model.codebook_size", self.codebook_size, "must be at least 2")
+        if self.quantizer == "fsq":
+            require(len(self.fsq_levels) == self.z_dim, "model.fsq_levels", self.fsq_levels,
+                    f"needs a number for each of the z_dim={self.z_dim} channels of z")
+            require(min(self.fsq_levels) >= 2, "model.fsq_levels", self.fsq_levels, "must be at least 2 each")
 
     @property
     def factor(self) -> int:
@@ -175,6 +181,9 @@ class DiscriminatorConfig:
     """Channels of the first convolution; doubled up to 8 times that."""
     layers: int = 3
     """Middle convolutions."""
+    norm: Literal["batch", "group", "none"] = "batch"
+    """Of the middle convolutions: batch as published, over all workers on GPUs and over each alone on CPUs; group and none
+    do not depend on how a batch is shared among workers and micro-batches."""
 
 
 # ---------------------------------------------------------------- training
@@ -200,9 +209,18 @@ class LossConfig:
     """Balance the GAN against L1 + LPIPS by their gradients at CLIF's last convolution."""
     fresh_fake: bool = False
     """Render the discriminator's fake anew with the updated weights, as published; False reuses the first."""
+    query_pad_px: int = 0
+    """Render that many pixels more around each patch, clipped at the view's border, and crop: training then sees the
+    context that tiled rendering has. 0 as published; 8 is the published padding of tiles."""
+    gan_loss: Literal["hinge", "relativistic"] = "hinge"
+    """hinge as published; relativistic: R3GAN's pairing of real and fake, best with gradient_penalty and no norm."""
+    gradient_penalty: float = 0.0
+    """Gamma of R1 + R2, the penalty on the discriminator's gradient at real and at fake patches (R3GAN)."""
+    scale_equivariance: float = 0.0
+    """Weight of the L1 distance between the halved z, decoded and rendered, and the halved lowres."""
 
     def __post_init__(self) -> None:
-        for name in ("l1", "lpips", "quantizer", "gan"):
+        for name in ("l1", "lpips", "quantizer", "gan", "query_pad_px", "gradient_penalty", "scale_equivariance"):
             require(getattr(self, name) >= 0, f"loss.{name}", getattr(self, name), "must not be negative")
         require(self.l1 + self.lpips > 0, "loss.l1", self.l1, "l1 and lpips cannot both be 0: nothing to learn from")
 
@@ -221,9 +239,16 @@ class OptimizerConfig:
     """Step from which the rate falls linearly; None: constant, as published."""
     decay_to_step: int | None = None
     """Step at which it reaches 1% of lr."""
+    clip_norm: float = 0.0
+    """Largest norm of the gradient of all weights of a network; 0: not clipped, as published."""
+    ema_decay: float = 0.0
+    """Decay a step of a moving average of the autoencoder, which validation, previews and readers of checkpoints use; 0:
+    none, as published."""
 
     def __post_init__(self) -> None:
         require(self.lr > 0, "optimizer.lr", self.lr, "must be above 0")
+        require(self.clip_norm >= 0, "optimizer.clip_norm", self.clip_norm, "must not be negative")
+        require(0 <= self.ema_decay < 1, "optimizer.ema_decay", self.ema_decay, "must lie in [0, 1)")
         both = (self.decay_from_step is None) == (self.decay_to_step is None)
         require(both, "optimizer.decay_to_step", self.decay_to_step, "goes with decay_from_step: set both or neither")
         if self.decay_from_step is not None and self.decay_to_step is not None:
@@ -239,10 +264,14 @@ class LoopConfig:
     """Optimizer steps in all."""
     batch: int
     """Global batch: samples an optimizer step, over all workers."""
+    accumulate: int = 1
+    """Micro-batches into which each worker cuts its share of a step, to fit its memory; the update is that of the whole."""
     seed: int = 0
     """Key of the sample order, of the initial weights and of all noise."""
     precision: Literal["float32", "bfloat16"] = "float32"
     """bfloat16: autocast in the networks; weights, optimizer and losses stay float32."""
+    compiled: bool = False
+    """torch.compile the networks: needs a C++ compiler on CPUs, and a minute or two at the start."""
     log_every: int = 50
     """Steps between two rows of metrics."""
     checkpoint_every: int = 10_000
@@ -261,7 +290,7 @@ class LoopConfig:
     """Previews render a photograph's native size, but at most this."""
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch", "log_every", "checkpoint_every", "keep_every",
+        for name in ("steps", "batch", "accumulate", "log_every", "checkpoint_every", "keep_every",
                      "validate_every", "validate_samples", "preview_every", "preview_photos"):
             require(getattr(self, name) >= 1, f"loop.{name}", getattr(self, name), "must be at least 1")
         require(self.validate_every % self.checkpoint_every == 0, "loop.validate_every", self.validate_every,
@@ -291,14 +320,21 @@ class AutoencoderTrainingConfig:
     """Steps and batch."""
     loader: LoaderConfig = LoaderConfig()
     """Reading."""
+    freeze: tuple[str, ...] = ()
+    """Parts of the autoencoder that keep the weights they start from: encoder (with quant_conv and quantizer), decoder."""
 
     def __post_init__(self) -> None:
+        for part in self.freeze:
+            require(part in ("encoder", "decoder"), "freeze", part, "expected encoder or decoder")
         side, factor = self.crop.lowres_px, self.model.factor
         require(side % factor == 0, "crop.lowres_px", side, f"must be divisible by the encoder's factor {factor}")
         if self.loss.gan > 0:
             least = 2 ** (self.discriminator.layers + 2)
             require(self.crop.patch_px >= least, "crop.patch_px", self.crop.patch_px,
                     f"must be at least {least} for a discriminator of {self.discriminator.layers} layers")
+        if self.loss.scale_equivariance > 0:
+            require(side % (2 * factor) == 0, "crop.lowres_px", side,
+                    f"must be divisible by {2 * factor}, so that scale_equivariance can halve z")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,8 +15,9 @@ def load_autoencoder(uri: str, *, device: str = "cpu") -> Autoencoder:
     fields = {name.removeprefix("model."): value for name, value in found.meta["config"].items()
               if name.startswith("model.")}
     autoencoder = Autoencoder(unflat(AutoencoderConfig, fields))
+    average = found.model("autoencoder_average.")                  # of a run with optimizer.ema_decay
     try:
-        autoencoder.load_state_dict(found.model("autoencoder."))
+        autoencoder.load_state_dict(average or found.model("autoencoder."))
     except RuntimeError as error:
         raise CheckpointError(f"checkpoint {found.uri}: {error}") from error
     autoencoder.lowres_px = int(found.meta["config"]["crop.lowres_px"])

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from infd.compat import torchvision_ready
 from infd.config import AutoencoderConfig
-from infd.models.fields import Field, query_patch
-from infd.models.quantizers import KL, VQ, Quantized
+from infd.models.fields import Field, nearest_features, query_grid, query_patch
+from infd.models.quantizers import FSQ, KL, VQ, Quantized
 from infd.models.renderers.clif import CLIF
 
 
@@ -26,9 +26,10 @@ class AutoencoderOutput(NamedTuple):
     pred: Tensor
     """RGB (B, 3, P, P), nominally in [-1, 1]."""
     last_features: Tensor
-    """Input of the renderer's last convolution (B, D, P, P), part of the graph: `losses.adversarial` wants it."""
+    """Input of the renderer's last convolution, part of the graph: `losses.adversarial` wants it. (B, D, P, P), or with
+    pad_px (B, D, P + 2, P + 2): its border stands in the place of the convolution's own zero padding."""
     quantizer_loss: Tensor
-    """vq: the codebook loss; kl: the divergence summed over z, mean over the batch."""
+    """vq: the codebook loss; fsq: 0; kl: the divergence summed over z, mean over the batch."""
     z: Tensor
     """(B, Z, l, l): vq: E's output, before Q; kl: the sample (or mean) that was decoded."""
     codes: Tensor | None
@@ -44,23 +45,24 @@ class Autoencoder(nn.Module):
     def __init__(self, config: AutoencoderConfig) -> None:
         super().__init__()
         self.config = config
-        moments = 1 if config.quantizer == "vq" else 2
+        moments = 2 if config.quantizer == "kl" else 1
         self.encoder = make_encoder(config)
         self.quant_conv = nn.Conv2d(moments * config.z_dim, moments * config.z_dim, 1)
-        self.quantizer: VQ | KL = KL() if config.quantizer == "kl" else VQ(
-            size=config.codebook_size, z_dim=config.z_dim, beta=config.vq_beta, beta_on=config.vq_beta_on)
+        self.quantizer = make_quantizer(config)
         self.post_quant_conv = nn.Conv2d(config.z_dim, config.z_dim, 1)
         self.decoder = make_decoder(config)
         self.renderer = CLIF.from_config(config)
 
     def forward(
-        self, lowres: Tensor, r: Tensor, y: Tensor, x: Tensor, patch_px: int, noise: Tensor | None = None,
+        self, lowres: Tensor, r: Tensor, y: Tensor, x: Tensor, patch_px: int, noise: Tensor | None = None, *,
+        pad_px: int = 0,
     ) -> AutoencoderOutput:
         """Render the P x P patch at (y, x) of each view at side r. The one path of training and validation.
 
         lowres (B, 3, L, L); r, y, x (B,) int64 on the same device; coordinates and cells are made from them there.
         noise (B, Z, l, l), kl only: z = mean + std * noise. Without it, train mode draws it from torch's global
-        generator and eval mode takes the mean; vq has no noise.
+        generator and eval mode takes the mean; vq and fsq have no noise. pad_px: render that much more around the
+        patch, clipped at the view's border, and crop. Law: it is then the tile that `Field.render_tiles` makes.
         """
         raw = self.moments(lowres)
         if isinstance(self.quantizer, KL):
@@ -70,31 +72,82 @@ class Autoencoder(nn.Module):
             z = quantized.z_q
         else:
             quantized, z = self.quantizer(raw), raw
-        query = query_patch(self.decode(quantized.z_q), r, y, x, patch_px)
-        features = self.renderer.features(query)
-        return AutoencoderOutput(
-            self.renderer.last_layer(features), features, quantized.loss, z, quantized.codes)
+        phi, last = self.decode(quantized.z_q), self.renderer.last_layer
+        if pad_px:
+            features = padded_features(self.renderer, phi, r, y, x, patch_px, pad_px)
+            pred = F.conv2d(features, last.weight, last.bias)
+        else:
+            features = self.renderer.features(query_patch(phi, r, y, x, patch_px))
+            pred = last(features)
+        return AutoencoderOutput(pred, features, quantized.loss, z, quantized.codes)
 
     def moments(self, lowres: Tensor) -> Tensor:
-        """E's own output: vq: z (B, Z, l, l); kl: means and log-variances (B, 2 Z, l, l)."""
+        """E's own output: vq, fsq: z (B, Z, l, l); kl: means and log-variances (B, 2 Z, l, l)."""
         return self.quant_conv(self.encoder(lowres))
 
     def encode(self, lowres: Tensor, noise: Tensor | None = None) -> Tensor:
-        """lowres (B, 3, L, L) -> z (B, Z, l, l). vq: before Q. kl: the mean, or mean + std * noise where given."""
+        """lowres (B, 3, L, L) -> z (B, Z, l, l). vq, fsq: before Q. kl: the mean, or mean + std * noise where given."""
         raw = self.moments(lowres)
         return self.quantizer(raw, noise).z_q if isinstance(self.quantizer, KL) else raw
 
     def quantize(self, z: Tensor) -> Quantized:
-        """vq: z -> its nearest codes. kl: z itself (it has been sampled already), loss 0."""
+        """vq, fsq: z -> its nearest codes. kl: z itself (it has been sampled already), loss 0."""
         return Quantized(z, z.new_zeros(()), None) if isinstance(self.quantizer, KL) else self.quantizer(z)
 
     def decode(self, z_q: Tensor) -> Tensor:
-        """z as D takes it (vq: after `quantize`) (B, Z, l, l) -> phi (B, C, L, L)."""
+        """z as D takes it (vq, fsq: after `quantize`) (B, Z, l, l) -> phi (B, C, L, L)."""
         return self.decoder(self.post_quant_conv(z_q))
 
+    def scale_equivariance(self, lowres: Tensor, z: Tensor) -> Tensor:
+        """Mean |render of the halved z - halved lowres| over the view at side L / 2: a scalar.
+
+        Halving is the mean of 2 x 2. It asks the decoder to treat a smaller latent as a smaller image, which takes
+        high frequencies out of z. Source: Skorokhodov et al. 2025 (diffusability of autoencoders), section 4; Kouzelis
+        et al. 2025 (EQ-VAE), equation 4.
+        """
+        smaller = F.avg_pool2d(lowres, 2)
+        side = smaller.shape[-1]
+        phi = self.decode(self.quantize(F.avg_pool2d(z, 2)).z_q)
+        start = torch.zeros(len(z), dtype=torch.int64, device=z.device)
+        return (self.renderer(query_patch(phi, start + side, start, start, side)) - smaller).abs().mean()
+
     def field(self, z: Tensor) -> Field:
-        """z of `encode`, or of a diffusion model (B, Z, l, l) -> the field it stands for. Quantizes it (vq)."""
+        """z of `encode`, or of a diffusion model (B, Z, l, l) -> the field it stands for. Quantizes it (vq, fsq)."""
         return Field(self.decode(self.quantize(z).z_q), self.renderer)
+
+
+def padded_features(
+    renderer: CLIF, phi: Tensor, r: Tensor, y: Tensor, x: Tensor, patch_px: int, pad_px: int,
+) -> Tensor:
+    """Features of each patch and one pixel around it, zero outside the view: (B, D, P + 2, P + 2).
+
+    Windows of P + 2 pad_px, clipped at the border of the view, are rendered in groups of equal sides, because the
+    renderer's norms see what is rendered at once.
+    """
+    top, left = (y - pad_px).clamp(min=0), (x - pad_px).clamp(min=0)
+    height, width = (torch.minimum(start + patch_px + pad_px, r) - first for start, first in ((y, top), (x, left)))
+    steps = torch.arange(patch_px + 2, device=phi.device)
+    parts, places = [], []
+    for sides in torch.stack([height, width], 1).unique(dim=0).tolist():
+        at = ((height == sides[0]) & (width == sides[1])).nonzero()[:, 0]
+        side = r[at, None]
+        rows, columns = (first[at, None] + torch.arange(length, device=phi.device)
+                         for first, length in zip((top, left), sides, strict=True))
+        window = renderer.features(query_grid(phi[at], rows, columns, side, side))
+        window = F.pad(window, (1, 1, 1, 1))                       # of which only what lies outside the view is looked at
+        parts.append(nearest_features(window, (y - top)[at, None] + steps, (x - left)[at, None] + steps))
+        places.append(at)
+    return torch.cat(parts)[torch.cat(places).argsort()]
+
+
+def make_quantizer(config: AutoencoderConfig) -> VQ | FSQ | KL:
+    match config.quantizer:
+        case "kl":
+            return KL()
+        case "fsq":
+            return FSQ(config.fsq_levels)
+        case "vq":
+            return VQ(size=config.codebook_size, z_dim=config.z_dim, beta=config.vq_beta, beta_on=config.vq_beta_on)
 
 
 def make_encoder(config: AutoencoderConfig) -> nn.Module:

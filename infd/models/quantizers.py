@@ -1,4 +1,4 @@
-"""What stands between encoder and decoder: a codebook (VQ) or a diagonal Gaussian (KL).
+"""What stands between encoder and decoder: a codebook (VQ), rounding (FSQ) or a diagonal Gaussian (KL).
 
 Shapes: B batch, Z channels of z, H W grid of z, N codes.
 """
@@ -59,6 +59,40 @@ class VQ(nn.Module):
             for part in rows.split(ROWS_AT_ONCE)
         ]
         return rearrange(torch.cat(least), "(b h w) -> b h w", b=z.shape[0], h=z.shape[2])
+
+
+class FSQ(nn.Module):
+    """Each channel of z rounded to one of its few levels: a codebook that is not learned, and so cannot die.
+
+    Channel i is squashed to L_i integers, rounded with a straight-through gradient, and divided by floor(L_i / 2), so z_q
+    lies in [-1, 1]. No loss. Source: Mentzer et al. 2024, section 3.1 and appendix A.
+    """
+
+    EPSILON = 1e-3
+    """By which the outermost levels can be reached by a finite z."""
+    levels: Tensor
+    basis: Tensor
+
+    def __init__(self, levels: tuple[int, ...]) -> None:
+        super().__init__()
+        sizes = torch.tensor(levels)
+        self.register_buffer("levels", sizes.view(1, -1, 1, 1), persistent=False)
+        self.register_buffer("basis", (sizes.cumprod(0) // sizes).view(1, -1, 1, 1), persistent=False)
+
+    def forward(self, z: Tensor) -> Quantized:
+        """z (B, Z, H, W) -> z_q in [-1, 1]; codes count the combinations of levels, the first channel fastest."""
+        with torch.autocast(z.device.type, enabled=False):
+            bounded = self.bound(z.float())
+            rounded = bounded.round()
+            codes = ((rounded + self.levels // 2).long() * self.basis).sum(1)
+            z_q = bounded + (rounded - bounded).detach()
+            return Quantized(z_q / (self.levels // 2), z_q.new_zeros(()), codes.detach())
+
+    def bound(self, z: Tensor) -> Tensor:
+        """z -> reals that round to the integers -floor(L / 2) … ceil(L / 2) - 1; 0 stays 0."""
+        half = (self.levels - 1) * (1 + self.EPSILON) / 2
+        offset = torch.where(self.levels % 2 == 0, 0.5, 0.0)
+        return torch.tanh(z + torch.atanh(offset / half)) * half - offset
 
 
 class KL(nn.Module):

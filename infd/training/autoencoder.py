@@ -6,28 +6,40 @@ savings that `LossConfig.fresh_fake` and the factored adaptive weight name.
 """
 
 import contextlib
+import copy
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import cast
+from typing import NamedTuple, cast
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from infd.config import AutoencoderTrainingConfig, OptimizerConfig
+from infd.config import AutoencoderTrainingConfig
 from infd.data.loader import Batch
 from infd.errors import CheckpointError
-from infd.losses.adversarial import adaptive_weight, hinge_d, hinge_g, last_layer_gradient
+from infd.losses.adversarial import (
+    adaptive_weight,
+    gradient_penalty,
+    hinge_d,
+    hinge_g,
+    last_layer_gradient,
+    relativistic_d,
+    relativistic_g,
+)
 from infd.losses.perceptual import Lpips
 from infd.models.autoencoder import Autoencoder, AutoencoderOutput
 from infd.models.discriminator import PatchDiscriminator
+from infd.training import optimizers
+from infd.training.scales import ScaleMeans
 from infd.training.world import World, bare
 
+FROZEN = {"encoder": ("encoder", "quant_conv", "quantizer"), "decoder": ("post_quant_conv", "decoder")}
+"""Modules of each part that `AutoencoderTrainingConfig.freeze` names."""
 
-@dataclass(frozen=True)
-class Inputs:
-    """A batch on the device: lowres (B, 3, L, L), patch (B, 3, P, P) in [-1, 1]; r, y, x (B,)."""
+
+class Inputs(NamedTuple):
+    """A batch on the device: lowres (B, 3, L, L), patch (B, 3, P, P) in [-1, 1]; r, y, x (B,); noise (B, Z, l, l) or None."""
 
     lowres: Tensor
     patch: Tensor
@@ -36,14 +48,21 @@ class Inputs:
     x: Tensor
     noise: Tensor | None
 
+    def parts(self, count: int) -> "list[Inputs]":
+        """Cut into `count` micro-batches of equal size."""
+        cut = [[None] * count if value is None else value.chunk(count) for value in self]
+        return [Inputs(*part) for part in zip(*cut, strict=True)]
 
-def learning_rate(config: OptimizerConfig, step: int) -> float:
-    """The rate of a step (from 1): a rise over `warmup_steps`, constant, then a linear fall to 1%."""
-    rate = config.lr * min(1.0, step / max(config.warmup_steps, 1))
-    if config.decay_from_step is None or config.decay_to_step is None or step <= config.decay_from_step:
-        return rate
-    passed = (step - config.decay_from_step) / (config.decay_to_step - config.decay_from_step)
-    return rate * max(0.01, 1 - 0.99 * passed)
+
+@dataclass(frozen=True)
+class PredictionGradients:
+    """Gradients of the losses at a prediction (B, 3, P, P), and their values as metrics."""
+
+    reconstruction: Tensor
+    """Of L1 and LPIPS, with their weights."""
+    adversarial: Tensor | None
+    """Of the GAN loss alone; None without a GAN."""
+    metrics: dict[str, Tensor]
 
 
 def sample_noise(seed: int, g: list[int], shape: tuple[int, ...]) -> Tensor:
@@ -57,116 +76,209 @@ def sample_noise(seed: int, g: list[int], shape: tuple[int, ...]) -> Tensor:
 
 
 def psnr(prediction: Tensor, target: Tensor) -> Tensor:
-    """Decibels of two batches in [-1, 1], on a range of 1 (the prediction is clamped), mean over the batch."""
+    """Decibels of each of two batches in [-1, 1], on a range of 1 (the prediction is clamped): (B,)."""
     error = ((prediction.clamp(-1, 1) - target) / 2).square().mean(dim=(1, 2, 3))
-    return (-10 * error.clamp(min=1e-10).log10()).mean()
+    return -10 * error.clamp(min=1e-10).log10()
 
 
 class AutoencoderStage:
     """Networks, losses and optimizers of stage one, in one process of a world.
 
-    `lpips` is None exactly where its weight is 0. Weights start from `config.loop.seed` alike on every rank.
+    `lpips` is None exactly where its weight is 0. Weights start from `config.loop.seed` alike on every rank, or from
+    `start`, tensors of an autoencoder as its `state_dict` names them.
     """
 
     def __init__(self, config: AutoencoderTrainingConfig, *, world: World, lpips: Lpips | None,
-                 validation: list[Batch]) -> None:
+                 validation: list[Batch], start: dict[str, Tensor] | None = None) -> None:
         self.config, self.world, self.validation = config, world, validation
         torch.manual_seed(config.loop.seed)
         autoencoder = Autoencoder(config.model).to(world.device)
+        if start is not None:
+            load_weights("the starting checkpoint's autoencoder", autoencoder, start)
+        for part in config.freeze:
+            for name in FROZEN[part]:
+                getattr(autoencoder, name).requires_grad_(False)
         self.lpips = lpips.to(world.device) if lpips is not None else None
+        self.average = copy.deepcopy(autoencoder).requires_grad_(False) if config.optimizer.ema_decay else None
         self.generator = world.distribute(autoencoder)
-        self.generator_adam = adam(self.generator, config.optimizer)
+        self.generator_adam = optimizers.adam(self.generator, config.optimizer)
         self.discriminator: nn.Module | None = None
         self.discriminator_adam: torch.optim.Adam | None = None
         if config.loss.gan > 0:
             discriminator = PatchDiscriminator(config.discriminator).to(world.device)
             self.discriminator = world.distribute(discriminator)
-            self.discriminator_adam = adam(self.discriminator, config.optimizer)
+            self.discriminator_adam = optimizers.adam(self.discriminator, config.optimizer)
+        if config.loop.compiled:
+            for module in (self.autoencoder, self.discriminator and bare(self.discriminator), self.lpips):
+                if module is not None:
+                    module.compile()
 
     @property
     def autoencoder(self) -> Autoencoder:
+        """The weights that learn."""
         return cast(Autoencoder, bare(self.generator))
+
+    @property
+    def shown(self) -> Autoencoder:
+        """The weights that are validated and shown: the moving average where there is one."""
+        return self.autoencoder if self.average is None else self.average
 
     # ------------------------------------------------------------ one update
 
     def step(self, batch: Batch, step: int) -> dict[str, Tensor]:
         """One update of both networks in place; metrics are scalars on the device."""
-        config = self.config.loss
         self._train_mode()
-        inputs = self.inputs(batch)
-        gan = self.discriminator is not None and step >= config.gan_from_step
-        with self._autocast():
-            output = cast(AutoencoderOutput, self.generator(
-                inputs.lowres, inputs.r, inputs.y, inputs.x, inputs.patch.shape[-1], noise=inputs.noise))
-        gradient, metrics = self.prediction_gradient(output, inputs.patch, gan=gan)
+        parts = self.inputs(batch).parts(self.config.loop.accumulate)
+        gan = self.discriminator is not None and step >= self.config.loss.gan_from_step
+        fakes, metrics = self._generator_step(parts, step, gan=gan)
+        if self.average is not None:
+            optimizers.average_into(self.average.parameters(), self.autoencoder.parameters(),
+                                    self.config.optimizer.ema_decay)
+        return metrics | (self._discriminator_step(parts, fakes, step) if gan else {})
 
-        set_rate(self.generator_adam, learning_rate(self.config.optimizer, step))
+    def _generator_step(self, parts: list[Inputs], step: int, *, gan: bool) -> tuple[list[Tensor], dict[str, Tensor]]:
+        """Update the autoencoder; predictions of the parts, and metrics.
+
+        With several parts the adaptive weight, which compares gradients of the whole batch, needs a pass of its own.
+        """
+        config, rows, fakes = self.config.loss, [], []
+        weight = self._weight_of(parts) if gan and len(parts) > 1 else None
         self.generator_adam.zero_grad(set_to_none=True)
-        torch.autograd.backward([output.pred, config.quantizer * output.quantizer_loss],
-                                [gradient.to(output.pred.dtype), None])
-        self.generator_adam.step()
+        for number, inputs in enumerate(parts):
+            with self._gradients_shared(self.generator, number == len(parts) - 1):
+                output = self._render(self.generator, inputs)
+                found = self.prediction_gradients(output.pred, inputs.patch, gan=gan)
+                gradient, metrics = found.reconstruction, found.metrics
+                if found.adversarial is not None:
+                    w = self._adaptive_weight([(output.last_features, found)]) if weight is None else weight
+                    gradient = gradient + config.gan * w * found.adversarial
+                    metrics = metrics | {"train/gan_weight": config.gan * w}
+                    metrics["train/loss"] = metrics["train/loss"] + config.gan * w * metrics["train/gan"]
+                others, terms = self._other_losses(inputs, output)
+                metrics |= terms
+                metrics["train/loss"] = metrics["train/loss"] + others.detach()
+                ends: list[Tensor] = [output.pred]
+                starts: list[Tensor | None] = [(gradient / len(parts)).to(output.pred.dtype)]
+                if others.requires_grad:                           # not so of fsq, and of a frozen encoder
+                    ends, starts = [*ends, others / len(parts)], [*starts, None]
+                torch.autograd.backward(ends, starts)
+            fakes.append(output.pred.detach())
+            rows.append(metrics)
+        norm = optimizers.update(self.generator_adam, self.config.optimizer, step)
+        return fakes, means(rows) | {"train/grad_norm": norm}
 
-        metrics["train/loss"] = metrics["train/loss"] + config.quantizer * output.quantizer_loss.detach()
-        metrics["train/quantizer"] = output.quantizer_loss.detach()
-        if gan:
-            metrics |= self._discriminator_step(inputs, output.pred.detach(), step)
-        return metrics
+    def prediction_gradients(self, pred: Tensor, target: Tensor, *, gan: bool) -> PredictionGradients:
+        """Each loss of the prediction, differentiated once, down to the prediction; these graphs are freed.
 
-    def prediction_gradient(self, output: AutoencoderOutput, target: Tensor, *,
-                            gan: bool) -> tuple[Tensor, dict[str, Tensor]]:
-        """dLoss/dprediction (B, 3, P, P) without the quantizer's term, and metrics.
-
-        Each loss is differentiated once down to the prediction; their gradients at CLIF's last convolution,
-        which the adaptive weight compares, follow from that convolution alone.
-        Law: equals the published way, which runs LPIPS and the discriminator backward twice, to rounding.
+        Law: with the gradients at CLIF's last convolution that follow from them this equals the published way, which
+        runs LPIPS and the discriminator backward twice, to rounding.
         """
         config = self.config.loss
-        leaf = output.pred.detach().float().requires_grad_()
+        leaf = pred.detach().float().requires_grad_()
         l1 = (leaf - target).abs().mean()
         loss = config.l1 * l1
-        metrics = {"train/l1": l1.detach(), "train/psnr": psnr(leaf.detach(), target)}
+        metrics = {"train/l1": l1.detach(), "train/psnr": psnr(leaf.detach(), target).mean()}
         if self.lpips is not None:
             with self._autocast():
                 distance = self.lpips(leaf, target).float().mean()
             loss = loss + config.lpips * distance
             metrics["train/lpips"] = distance.detach()
-        (gradient,) = torch.autograd.grad(loss, leaf)
+        (reconstruction,) = torch.autograd.grad(loss, leaf)
         metrics["train/loss"] = loss.detach()
-        if gan and self.discriminator is not None:
-            with self._autocast():
-                adversarial = hinge_g(bare(self.discriminator)(leaf).float())
-            (gan_gradient,) = torch.autograd.grad(adversarial, leaf)
-            weight = config.gan * self._adaptive_weight(output, gradient, gan_gradient)
-            gradient = gradient + weight * gan_gradient
-            metrics["train/loss"] = metrics["train/loss"] + weight * adversarial.detach()
-            metrics |= {"train/gan": adversarial.detach(), "train/gan_weight": weight}
-        return gradient, metrics
-
-    def _adaptive_weight(self, output: AutoencoderOutput, rec: Tensor, gan: Tensor) -> Tensor:
-        """The published w, from gradients averaged over the ranks before their norms are taken."""
-        if not self.config.loss.adaptive_gan_weight:
-            return torch.ones((), device=rec.device)
-        last = self.autoencoder.renderer.last_layer
-        features = output.last_features.detach().float()
-        return adaptive_weight(*(self.world.mean(last_layer_gradient(features, gradient, last))
-                                 for gradient in (rec, gan)))
-
-    def _discriminator_step(self, inputs: Inputs, fake: Tensor, step: int) -> dict[str, Tensor]:
-        assert self.discriminator is not None and self.discriminator_adam is not None
-        if self.config.loss.fresh_fake:
-            with torch.no_grad(), self._autocast():
-                fake = self.autoencoder(inputs.lowres, inputs.r, inputs.y, inputs.x, inputs.patch.shape[-1],
-                                        noise=inputs.noise).pred
+        if not gan or self.discriminator is None:
+            return PredictionGradients(reconstruction, None, metrics)
+        discriminator = bare(self.discriminator)
         with self._autocast():
-            real_logits = self.discriminator(inputs.patch).float()
-            fake_logits = self.discriminator(fake.float()).float()
-        loss = hinge_d(real_logits, fake_logits)
-        set_rate(self.discriminator_adam, learning_rate(self.config.optimizer, step))
+            fake = discriminator(leaf).float()
+            if config.gan_loss == "hinge":
+                value = hinge_g(fake)
+            else:
+                with torch.no_grad():
+                    real = discriminator(target).float()
+                value = relativistic_g(real, fake)
+        (adversarial,) = torch.autograd.grad(value, leaf)
+        return PredictionGradients(reconstruction, adversarial, metrics | {"train/gan": value.detach()})
+
+    def _other_losses(self, inputs: Inputs, output: AutoencoderOutput) -> tuple[Tensor, dict[str, Tensor]]:
+        """The weighted sum of losses that are not of the prediction, with their graph; and metrics."""
+        config, model = self.config.loss, self.config.model
+        total = config.quantizer * output.quantizer_loss
+        metrics = {"train/quantizer": output.quantizer_loss.detach()}
+        if output.codes is not None:
+            size = model.codebook_size if model.quantizer == "vq" else torch.Size(model.fsq_levels).numel()
+            metrics |= codebook_use(output.codes, size)
+        if config.scale_equivariance > 0:
+            with self._autocast():
+                distance = self.autoencoder.scale_equivariance(inputs.lowres, output.z)
+            total = total + config.scale_equivariance * distance
+            metrics["train/scale_equivariance"] = distance.detach()
+        return total, metrics
+
+    def _weight_of(self, parts: list[Inputs]) -> Tensor:
+        """The adaptive weight of all parts together, by one pass over them that keeps no graph."""
+        if not self.config.loss.adaptive_gan_weight:
+            return torch.ones((), device=self.world.device)
+        found = []
+        for inputs in parts:
+            with torch.no_grad():
+                output = self._render(self.autoencoder, inputs)
+            found.append((output.last_features, self.prediction_gradients(output.pred, inputs.patch, gan=True)))
+        return self._adaptive_weight(found)
+
+    def _adaptive_weight(self, parts: Sequence[tuple[Tensor, PredictionGradients]]) -> Tensor:
+        """The published w, from gradients averaged over parts and ranks before their norms are taken."""
+        if not self.config.loss.adaptive_gan_weight:
+            return torch.ones((), device=self.world.device)
+        last = self.autoencoder.renderer.last_layer
+
+        def average(of: Callable[[PredictionGradients], Tensor]) -> Tensor:
+            total = torch.stack([last_layer_gradient(features.float(), of(found), last) for features, found in parts])
+            return self.world.mean(total.mean(0))
+
+        return adaptive_weight(average(lambda found: found.reconstruction),
+                               average(lambda found: cast(Tensor, found.adversarial)))
+
+    def _discriminator_step(self, parts: list[Inputs], fakes: list[Tensor], step: int) -> dict[str, Tensor]:
+        """Update the discriminator on the parts' patches and predictions; metrics."""
+        config, rows = self.config.loss, []
+        assert self.discriminator is not None and self.discriminator_adam is not None
         self.discriminator_adam.zero_grad(set_to_none=True)
-        loss.backward()
-        self.discriminator_adam.step()
-        return {"train/disc_loss": loss.detach(), "train/logits_real": real_logits.detach().mean(),
-                "train/logits_fake": fake_logits.detach().mean()}
+        for number, (inputs, fake) in enumerate(zip(parts, fakes, strict=True)):
+            if config.fresh_fake:
+                with torch.no_grad():
+                    fake = self._render(self.autoencoder, inputs).pred
+            with self._gradients_shared(self.discriminator, number == len(parts) - 1):
+                loss, metrics = self.discriminator_loss(inputs.patch, fake.float())
+                (loss / len(parts)).backward()
+            rows.append(metrics)
+        norm = optimizers.update(self.discriminator_adam, self.config.optimizer, step)
+        return means(rows) | {"train/disc_grad_norm": norm}
+
+    def discriminator_loss(self, real: Tensor, fake: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """Of two batches (B, 3, P, P): the loss with its graph, and metrics."""
+        config = self.config.loss
+        assert self.discriminator is not None
+        penalized = config.gradient_penalty > 0
+        real, fake = (images.detach().requires_grad_(penalized) for images in (real, fake))
+        with self._autocast():
+            real_logits = self.discriminator(real).float()
+            fake_logits = self.discriminator(fake).float()
+        loss = hinge_d(real_logits, fake_logits) if config.gan_loss == "hinge" else relativistic_d(real_logits, fake_logits)
+        right = ((real_logits > 0).float().mean() + (fake_logits < 0).float().mean()) / 2
+        if config.gan_loss == "relativistic":
+            right = (real_logits > fake_logits).float().mean()
+        metrics = {"train/disc_loss": loss.detach(), "train/disc_accuracy": right,
+                   "train/logits_real": real_logits.detach().mean(), "train/logits_fake": fake_logits.detach().mean()}
+        if penalized:
+            penalty = gradient_penalty(real_logits, real) + gradient_penalty(fake_logits, fake)
+            loss = loss + config.gradient_penalty * penalty
+            metrics["train/disc_penalty"] = penalty.detach()
+        return loss, metrics
+
+    def _render(self, network: nn.Module, inputs: Inputs) -> AutoencoderOutput:
+        with self._autocast():
+            return network(inputs.lowres, inputs.r, inputs.y, inputs.x, inputs.patch.shape[-1], noise=inputs.noise,
+                           pad_px=self.config.loss.query_pad_px)
 
     # ------------------------------------------------------------ inputs, validation
 
@@ -187,23 +299,20 @@ class AutoencoderStage:
 
     @torch.no_grad()
     def validate(self) -> dict[str, float]:
-        """Means over the fixed validation crops of all ranks, in eval mode; empty where there are none."""
-        self.autoencoder.eval()
-        lpips = self.lpips
-        sums = torch.zeros(4, device=self.world.device)            # samples, l1, psnr, lpips
+        """Means over the fixed validation crops of all ranks, in eval mode, in all and by side r; empty without crops."""
+        network, weights = self.shown.eval(), self.config.loss
+        names = ["val/loss", "val/l1", "val/psnr", *(["val/lpips"] if self.lpips is not None else [])]
+        found = ScaleMeans(names, self.config.crop, self.world)
         for batch in self.validation:
-            inputs = self.inputs(batch)
-            pred = self.autoencoder(inputs.lowres, inputs.r, inputs.y, inputs.x, inputs.patch.shape[-1]).pred.float()
-            distance = lpips(pred, inputs.patch).float().mean() if lpips is not None else sums.new_zeros(())
-            means = torch.stack([sums.new_ones(()), F.l1_loss(pred, inputs.patch), psnr(pred, inputs.patch), distance])
-            sums += means * len(pred)
-        samples, l1, psnr_db, distance = (self.world.mean(sums) * self.world.size).tolist()
-        if not samples:
-            return {}
-        weights = self.config.loss
-        metrics = {"val/loss": (weights.l1 * l1 + weights.lpips * distance) / samples,
-                   "val/l1": l1 / samples, "val/psnr": psnr_db / samples}
-        return metrics | ({"val/lpips": distance / samples} if lpips is not None else {})
+            inputs = self.inputs(batch)._replace(noise=None)
+            pred = self._render(network, inputs).pred.float()
+            l1 = (pred - inputs.patch).abs().mean(dim=(1, 2, 3))
+            rows = {"val/loss": weights.l1 * l1, "val/l1": l1, "val/psnr": psnr(pred, inputs.patch)}
+            if self.lpips is not None:
+                rows["val/lpips"] = self.lpips(pred, inputs.patch).float()
+                rows["val/loss"] = rows["val/loss"] + weights.lpips * rows["val/lpips"]
+            found.add(inputs.r, rows)
+        return found.means()
 
     def finite(self) -> bool:
         """Whether all weights are finite numbers."""
@@ -213,30 +322,23 @@ class AutoencoderStage:
     # ------------------------------------------------------------ state
 
     def model_state(self) -> dict[str, Tensor]:
-        """All networks by name: autoencoder.…, discriminator.…"""
-        named = {"autoencoder": self.generator, "discriminator": self.discriminator}
+        """All networks by name: autoencoder.…, autoencoder_average.…, discriminator.…"""
+        named = {"autoencoder": self.generator, "autoencoder_average": self.average, "discriminator": self.discriminator}
         return {f"{name}.{key}": value for name, module in named.items() if module is not None
                 for key, value in bare(module).state_dict().items()}
 
     def train_state(self) -> dict[str, Tensor]:
-        """Adam's moments and counts by parameter: generator.PARAMETER.exp_avg, …"""
-        state: dict[str, Tensor] = {}
-        for name, module, optimizer in self._optimized():
-            for key, parameter in bare(module).named_parameters():
-                for moment, value in optimizer.state.get(parameter, {}).items():
-                    state[f"{name}.{key}.{moment}"] = torch.as_tensor(value)
-        return state
+        """Adam's moments and counts by parameter: autoencoder.PARAMETER.exp_avg, …"""
+        return {name: value for part, module, optimizer in self._optimized()
+                for name, value in optimizers.moments(part, module, optimizer).items()}
 
     def load_state(self, model: dict[str, Tensor], train_state: dict[str, Tensor]) -> None:
         """Take over a checkpoint; raises CheckpointError where names or shapes do not fit."""
         for name, module, optimizer in self._optimized():
-            weights = {key.removeprefix(f"{name}."): value for key, value in model.items() if key.startswith(f"{name}.")}
-            try:
-                bare(module).load_state_dict(weights)
-            except RuntimeError as error:
-                raise CheckpointError(f"checkpoint's {name}: {error}") from error
-            load_moments(module, optimizer, {key.removeprefix(f"{name}."): value for key, value in train_state.items()
-                                             if key.startswith(f"{name}.")})
+            load_weights(f"checkpoint's {name}", bare(module), of_part(model, name))
+            optimizers.load_moments(name, module, optimizer, train_state)
+        if self.average is not None:
+            load_weights("checkpoint's autoencoder_average", self.average, of_part(model, "autoencoder_average"))
 
     def _optimized(self) -> Iterator[tuple[str, nn.Module, torch.optim.Adam]]:
         yield "autoencoder", self.generator, self.generator_adam
@@ -248,30 +350,42 @@ class AutoencoderStage:
         if self.discriminator is not None:
             self.discriminator.train()
 
+    def _gradients_shared(self, network: nn.Module, now: bool) -> contextlib.AbstractContextManager[None]:
+        """Within it a backward averages gradients over the ranks, or leaves that to a later one."""
+        return contextlib.nullcontext() if now or self.world.size == 1 else self.world.unshared(network)
+
     def _autocast(self) -> contextlib.AbstractContextManager[object]:
         if self.config.loop.precision == "float32":
             return contextlib.nullcontext()
         return torch.autocast(self.world.device.type, torch.bfloat16)
 
 
-def adam(module: nn.Module, config: OptimizerConfig) -> torch.optim.Adam:
-    """Adam over all parameters; fused where the device has it."""
-    parameters = list(module.parameters())
-    return torch.optim.Adam(parameters, lr=config.lr, betas=config.betas, fused=parameters[0].is_cuda)
+def means(rows: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+    """The mean of each metric over micro-batches."""
+    return rows[0] if len(rows) == 1 else {name: torch.stack([row[name] for row in rows]).mean(0) for name in rows[0]}
 
 
-def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
-    for group in optimizer.param_groups:
-        group["lr"] = rate
+def codebook_use(codes: Tensor, size: int) -> dict[str, Tensor]:
+    """Of the codes of a batch (B, H, W): how many of `size` occur, as a share, and the perplexity exp(entropy)."""
+    counts = torch.zeros(size, device=codes.device).index_add_(0, codes.flatten(), torch.ones_like(codes.flatten()).float())
+    share = counts / counts.sum()
+    entropy = -(share * share.clamp(min=1e-12).log()).sum()
+    return {"train/codebook_use": (counts > 0).float().mean(), "train/codebook_perplexity": entropy.exp()}
 
 
-def load_moments(module: nn.Module, optimizer: torch.optim.Adam, state: dict[str, Tensor]) -> None:
-    """Give `optimizer` the state that `AutoencoderStage.train_state` wrote, on each parameter's device."""
-    for key, parameter in bare(module).named_parameters():
-        moments = {name.removeprefix(f"{key}."): value for name, value in state.items()
-                   if name.startswith(f"{key}.") and "." not in name.removeprefix(f"{key}.")}
-        if moments:
-            fused = bool(optimizer.defaults["fused"])
-            optimizer.state[parameter] = {
-                name: value.clone() if name == "step" and not fused else value.to(parameter.device, copy=True)
-                for name, value in moments.items()}
+def of_part(model: dict[str, Tensor], name: str) -> dict[str, Tensor]:
+    return {key.removeprefix(f"{name}."): value for key, value in model.items() if key.startswith(f"{name}.")}
+
+
+def load_weights(what: str, module: nn.Module, weights: dict[str, Tensor]) -> None:
+    """Raises CheckpointError naming what is missing, left over or of another shape."""
+    wanted = module.state_dict()
+    other = [f"{name} {tuple(weights[name].shape)}, not {tuple(value.shape)}" for name, value in wanted.items()
+             if name in weights and weights[name].shape != value.shape]
+    problems = {"missing": sorted(wanted.keys() - weights.keys()), "left over": sorted(weights.keys() - wanted.keys()),
+                "of another shape": other}
+    if any(problems.values()):
+        raise CheckpointError(f"{what}: " + "; ".join(
+            f"{len(names)} tensors {kind} ({', '.join(names[:4])}{', …' if len(names) > 4 else ''})"
+            for kind, names in problems.items() if names) + "; take a checkpoint of the same model")
+    module.load_state_dict(weights)

@@ -200,9 +200,9 @@ class RunHooks:
         """A sheet of a few photographs beside their renders; of the val split where it has any."""
         if self.world.rank != 0:
             return
-        self.stage.autoencoder.eval()
+        network = self.stage.shown.eval()
         rows = preview_rows(self.dataset, self.run.config.loop.preview_photos)
-        page = sheet([compare(self.stage.autoencoder, self._whole(row), native=self._native(row),
+        page = sheet([compare(network, self._whole(row), native=self._native(row),
                               lowres_px=self.run.config.crop.lowres_px) for row in rows])
         buffer = io.BytesIO()
         page.save(buffer, "PNG")

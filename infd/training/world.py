@@ -1,5 +1,6 @@
 """The processes that train together: one alone, torchrun's, or Ray Train's."""
 
+import contextlib
 import os
 from dataclasses import dataclass
 
@@ -52,6 +53,10 @@ class World:
             module = nn.SyncBatchNorm.convert_sync_batchnorm(module)
             return DistributedDataParallel(module, device_ids=[self.device])
         return DistributedDataParallel(module)
+
+    def unshared(self, module: nn.Module) -> contextlib.AbstractContextManager[None]:
+        """Within it, backward leaves gradients of this rank alone."""
+        return module.no_sync() if isinstance(module, DistributedDataParallel) else contextlib.nullcontext()
 
 
 def join(device: str) -> World:

@@ -1,4 +1,6 @@
-"""Hinge losses, adaptive weight, and the weight gradient without a graph."""
+"""GAN losses, adaptive weight, and the weight gradient without a graph."""
+
+import math
 
 import pytest
 import torch
@@ -6,7 +8,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from infd.losses.adversarial import adaptive_weight, hinge_d, hinge_g, last_layer_gradient
+from infd.losses.adversarial import (
+    adaptive_weight,
+    gradient_penalty,
+    hinge_d,
+    hinge_g,
+    last_layer_gradient,
+    relativistic_d,
+    relativistic_g,
+)
 
 
 def test_law_hinge_asks_no_more_than_a_margin_of_one():
@@ -37,3 +47,27 @@ def test_error_another_kind_of_convolution():
     for options in ({"padding": "same"}, {"padding": 1, "stride": 2}, {"padding": 1, "padding_mode": "replicate"}):
         with pytest.raises(ValueError, match="the renderer's last layer is expected"):
             last_layer_gradient(torch.zeros(1, 2, 4, 4), torch.zeros(1, 3, 4, 4), nn.Conv2d(2, 3, 3, **options))
+
+
+def test_law_last_layer_gradient_with_a_border_in_the_place_of_padding():
+    conv, features, grad = nn.Conv2d(4, 3, 3, padding=1), torch.randn(2, 4, 9, 9), torch.randn(2, 3, 7, 7)
+    (wanted,) = torch.autograd.grad(nn.functional.conv2d(features, conv.weight), conv.weight, grad)
+    torch.testing.assert_close(last_layer_gradient(features, grad, conv), wanted)
+
+
+@given(st.floats(-50, 50), st.integers(0, 2**31))
+def test_law_relativistic_losses_see_differences_alone(shift, seed):
+    real, fake = torch.randn(2, 3, 1, 4, 4, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    torch.testing.assert_close(relativistic_d(real + shift, fake + shift), relativistic_d(real, fake))
+    torch.testing.assert_close(relativistic_g(real, fake), relativistic_d(fake, real))
+    assert relativistic_d(real, real).item() == pytest.approx(math.log(2))
+
+
+def test_law_the_penalty_of_a_linear_critic_is_half_its_squared_norm():
+    weight = torch.randn(3, 6, 6, dtype=torch.float64, requires_grad=True)
+    images = torch.randn(5, 3, 6, 6, dtype=torch.float64, requires_grad=True)
+    logits = (images * weight).sum(dim=(1, 2, 3)).reshape(5, 1, 1, 1).expand(5, 1, 4, 4) + 7
+    penalty = gradient_penalty(logits, images)
+    assert penalty.item() == pytest.approx(0.5 * weight.square().sum().item(), rel=1e-6)
+    (gradient,) = torch.autograd.grad(penalty, weight)               # it can be trained on
+    torch.testing.assert_close(gradient, weight.detach(), rtol=1e-5, atol=1e-5)

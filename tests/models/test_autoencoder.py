@@ -260,3 +260,38 @@ def test_law_bfloat16_autocast_stays_near_float32(padding):
             cast = network(lowres, *places(), 12)
     assert cast.quantizer_loss.dtype == torch.float32
     assert golden.relative_error(cast.pred.float(), plain.pred) < 0.05
+
+
+# ---------------------------------------------------------------- padding of the query
+
+
+@pytest.mark.parametrize("pad_px", [1, 3, 9])
+def test_law_a_padded_patch_is_the_tile_of_a_tiled_render(pad_px):
+    """Inside, at borders and corners, and where the view is the patch itself; each sample of a batch for itself."""
+    network, lowres = small(), torch.randn(6, 3, 16, 16)
+    r = torch.tensor([40, 40, 12, 17, 33, 40])
+    y, x = torch.tensor([13, 0, 0, 5, 2, 28]), torch.tensor([7, 28, 0, 1, 21, 0])
+    pred = network(lowres, r, y, x, 12, pad_px=pad_px)
+    phi = network.decode(network.quantize(network.encode(lowres)).z_q)
+    for i, (side, top, left) in enumerate(zip(r.tolist(), y.tolist(), x.tolist(), strict=True)):
+        patch = fields.Box(top, left, 12, 12)
+        seen = patch.grown(pad_px, height=side, width=side)
+        tile = patch.of(fields.Field(phi[i:i + 1], network.renderer)._call(seen, side, side, None), seen)
+        torch.testing.assert_close(pred.pred[i:i + 1], tile, rtol=1e-5, atol=1e-5)
+    assert pred.last_features.shape == (6, 8, 14, 14)
+
+
+def test_law_a_padded_patch_gives_the_gradient_of_the_last_layer():
+    network, lowres = small(), torch.randn(3, 3, 16, 16)
+    output = network(lowres, torch.tensor([40, 12, 17]), torch.tensor([13, 0, 5]), torch.tensor([0, 0, 5]), 12, pad_px=4)
+    grad, last = torch.randn_like(output.pred), network.renderer.last_layer
+    (wanted,) = torch.autograd.grad(output.pred, last.weight, grad)
+    torch.testing.assert_close(last_layer_gradient(output.last_features, grad, last), wanted, rtol=1e-4, atol=1e-4)
+
+
+def test_law_fsq_trains_its_encoder():
+    network = small(quantizer="fsq", fsq_levels=(8, 5, 5))
+    output = network(torch.randn(2, 3, 16, 16), *places(), 12)
+    output.pred.square().mean().backward()
+    assert output.codes.shape == (2, 8, 8) and output.quantizer_loss.item() == 0
+    assert all(parameter.grad is not None for parameter in network.parameters())

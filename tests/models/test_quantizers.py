@@ -1,11 +1,11 @@
-"""VQ and KL: golden values, and which side of the loss beta is on."""
+"""VQ, FSQ and KL: golden values, and which side of the loss beta is on."""
 
 import pytest
 import torch
 import torch.nn.functional as F
 from refs import golden
 
-from infd.models.quantizers import KL, VQ, split_moments
+from infd.models.quantizers import FSQ, KL, VQ, split_moments
 
 
 def test_golden_vq_gives_the_published_codes_values_and_loss():
@@ -89,3 +89,43 @@ def test_golden_kl_gives_the_published_divergence_and_spread():
 def test_law_kl_without_noise_is_the_mean():
     moments = torch.randn(2, 6, 4, 4)
     torch.testing.assert_close(KL()(moments).z_q, moments[:, :3], rtol=0, atol=0)
+
+
+LEVELS = (8, 5, 4, 3, 2)
+
+
+def test_law_fsq_reaches_every_level_of_every_channel_and_no_other():
+    quantizer = FSQ(LEVELS)
+    z = torch.randn(4, len(LEVELS), 64, 64) * 3
+    found = quantizer(z)
+    for channel, count in enumerate(LEVELS):
+        values = found.z_q[:, channel].unique()
+        wanted = (torch.arange(count) - count // 2) / (count // 2)
+        torch.testing.assert_close(values, wanted.float())
+    assert found.loss.item() == 0 and found.z_q.min() >= -1 and found.z_q.max() <= 1
+
+
+def test_law_fsq_codes_name_the_combination_of_levels():
+    quantizer = FSQ(LEVELS)
+    found = quantizer(torch.randn(2, len(LEVELS), 16, 16) * 3)
+    rest, size = found.codes, 1
+    for channel, count in enumerate(LEVELS):
+        digit, rest, size = rest % count, rest // count, size * count
+        torch.testing.assert_close((digit - count // 2) / (count // 2), found.z_q[:, channel])
+    assert found.codes.dtype == torch.int64 and found.codes.min() >= 0 and found.codes.max() < size and not rest.any()
+
+
+def test_law_fsq_passes_the_gradient_of_its_squashing():
+    z, weights = torch.randn(1, 2, 3, 3, requires_grad=True), torch.randn(1, 2, 3, 3)
+    quantizer = FSQ((8, 5))
+    (found,) = torch.autograd.grad((quantizer(z).z_q * weights).sum(), z)
+    (wanted,) = torch.autograd.grad((quantizer.bound(z) / (quantizer.levels // 2) * weights).sum(), z)
+    torch.testing.assert_close(found, wanted)
+    assert quantizer(torch.zeros(1, 2, 1, 1)).z_q.abs().max() == 0 and not quantizer.state_dict()
+
+
+def test_law_fsq_is_float32_under_autocast():
+    quantizer, z = FSQ((8, 5, 5)), torch.randn(1, 3, 8, 8)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        cast = quantizer(z)
+    torch.testing.assert_close(cast.z_q, quantizer(z).z_q, rtol=0, atol=0)

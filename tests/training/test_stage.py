@@ -6,11 +6,12 @@ import pytest
 import torch
 from refs import golden
 from refs.published_step import PatchBatch, PublishedTrainer
+from training_batches import random_batch, small
 
 from infd.config import AutoencoderTrainingConfig, CropConfig, DiscriminatorConfig, LoopConfig, LossConfig, OptimizerConfig
 from infd.data.loader import Batch
-from infd.presets import tiny
-from infd.training.autoencoder import AutoencoderStage, learning_rate, sample_noise
+from infd.training.autoencoder import AutoencoderStage, sample_noise
+from infd.training.optimizers import learning_rate
 from infd.training.world import World
 
 PARITY = 1e-5
@@ -83,24 +84,6 @@ def test_ref_one_backward_equals_the_published_three(adaptive):
         assert parameter.grad is not None
         error = (parameter.grad - reference[name]).norm()
         assert error <= 1e-4 * reference[name].norm() + rounding, f"{name}: {error:.1e} of {reference[name].norm():.1e}"
-
-
-def random_batch(config: AutoencoderTrainingConfig, step: int) -> Batch:
-    generator = torch.Generator().manual_seed(step)
-    crop, batch = config.crop, config.loop.batch
-
-    def pixels(side: int) -> torch.Tensor:
-        return torch.randint(0, 256, (batch, 3, side, side), dtype=torch.uint8, generator=generator)
-
-    r = torch.randint(crop.r_min, crop.r_max + 1, (batch,), generator=generator)
-    return Batch(step=step, g=torch.arange(batch) + step * batch, lowres=pixels(crop.lowres_px), patch=pixels(crop.patch_px),
-                 r=r, y=(r - crop.patch_px) // 2, x=(r - crop.patch_px) // 3, rows=list(range(batch)))
-
-
-def small(**loss: object) -> AutoencoderTrainingConfig:
-    """`tiny` without network weights to fetch, the GAN on from step 2."""
-    loss = {"lpips": 0.0, "quantizer": 1e-6, "gan": 0.1, "gan_from_step": 2} | loss
-    return dataclasses.replace(tiny(), loss=LossConfig(**loss))  # pyright: ignore
 
 
 def run(stage: AutoencoderStage, first: int, last: int) -> None:
