@@ -297,7 +297,7 @@ class LoopConfig:
                 f"must be a multiple of checkpoint_every={self.checkpoint_every}, so that the best step has a checkpoint")
 
 
-OPERATIONAL = ("loader.", "loop.steps", "loop.log_every", "loop.checkpoint_every", "loop.keep_every",
+OPERATIONAL = ("loop.compiled", "loader.", "loop.steps", "loop.log_every", "loop.checkpoint_every", "loop.keep_every",
                "loop.validate_every", "loop.validate_samples", "loop.preview_")
 """Fields that may differ between a checkpoint and the run that resumes it."""
 
@@ -345,6 +345,8 @@ class RunConfig:
     """URI of the dataset; its newest snapshot is used and pinned, or the one named by "…@7"."""
     run: str = ""
     """URI of the run's folder; empty: DATASET/training/PRESET-HASH. The same run again resumes."""
+    start_from: str = ""
+    """A checkpoint whose weights the run begins with: a folder of jobs/import_weights.py, or RUN/checkpoints/best."""
     workers: int = 1
     """Training processes; each takes loop.batch / workers samples a step."""
     device: Literal["auto", "cpu", "gpu"] = "auto"
@@ -382,6 +384,23 @@ def flat(config: Any) -> dict[str, object]:
 def numbers(config: Any) -> dict[str, object]:
     """The flat form without OPERATIONAL fields: what a run may not change while it goes on."""
     return {name: value for name, value in flat(config).items() if not name.startswith(OPERATIONAL)}
+
+
+def departures(config: Any) -> dict[str, object]:
+    """Those of `numbers` that differ from a field's default: a new field with a default changes nothing here."""
+    plain: dict[str, object] = {}
+
+    def walk(kind: Any, prefix: str, given: Any) -> None:
+        hints = typing.get_type_hints(kind)
+        for field in dataclasses.fields(kind):
+            name, default = f"{prefix}{field.name}", getattr(given, field.name) if given is not None else field.default
+            if dataclasses.is_dataclass(hints[field.name]):
+                walk(hints[field.name], f"{name}.", default if dataclasses.is_dataclass(default) else None)
+            elif default is not dataclasses.MISSING:
+                plain[name] = list(default) if isinstance(default, tuple) else default
+
+    walk(type(config), "", None)
+    return {name: value for name, value in numbers(config).items() if name not in plain or plain[name] != value}
 
 
 def digest(values: dict[str, object]) -> str:

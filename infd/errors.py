@@ -11,6 +11,7 @@
     ├── WeightsError        network weights that are missing or not what their hash says
     ├── LeaseHeld           someone else is at work on the same run or dataset
     ├── TrainingError       training that must not go on (a loss that is not finite)
+    ├── Interrupted         training that was asked to stop, and has saved; the same command goes on
     └── StackError          a server of the local stack that cannot start or stop
 
 Messages read: thing: what was found; what was expected; what to do.
@@ -78,6 +79,13 @@ class LeaseHeld(InfdError):
 
 class TrainingError(InfdError):
     """Training that must not go on."""
+
+
+class Interrupted(InfdError):
+    """Training was asked to stop, and has saved."""
+
+    exit_code = 143
+    """As a process that SIGTERM ended: schedulers and Ray start it again."""
 
 
 class StackError(InfdError):

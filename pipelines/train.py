@@ -17,6 +17,7 @@ from infd import checkpoint, storage
 from infd.config import AutoencoderTrainingConfig, RunConfig, flat, unflat
 from infd.errors import ConfigError, TrainingError
 from infd.lease import held
+from infd.training import interruption
 from infd.training.run import Observer, Run, check_batch, default_run, open_run, required_weights, run_autoencoder
 from infd.training.world import World, join
 from pipelines import logs, tracking
@@ -36,8 +37,8 @@ def train_autoencoder(preset: str, config: AutoencoderTrainingConfig, where: Run
     check_batch(config, where.workers if where.ray else int(os.environ.get("WORLD_SIZE", "1")))
     required_weights(config)
     where = replace(where, dataset=storage.absolute(where.dataset))
-    uri = where.run or default_run(where.dataset, preset, config)
-    run = open_run(uri, preset=preset, config=config, dataset=where.dataset)
+    uri = where.run or default_run(where.dataset, preset, config, where.start_from)
+    run = open_run(uri, preset=preset, config=config, dataset=where.dataset, start_from=where.start_from)
     logger.info("run %s: preset %s, snapshot %s", run.uri, run.preset, run.snapshot)
     if (done := checkpoint.newest(run.uri)) is not None and done.step >= config.loop.steps:
         logger.info("run %s: finished at step %d already; nothing to do", run.uri, done.step)
@@ -66,7 +67,7 @@ def train_here(run: Run, where: RunConfig) -> None:
     ok = False
     try:
         tracked = replace(run, tracking_id=run_id)
-        with driving(run) if world.rank == 0 else contextlib.nullcontext():
+        with driving(run) if world.rank == 0 else contextlib.nullcontext(), interruption.listening():
             run_autoencoder(tracked, world=world, observer=observer(tracked))
             world.leave()                                          # rank 0 has written its last checkpoint by then
         ok = True
@@ -79,9 +80,10 @@ def train_on_ray(run: Run, where: RunConfig) -> None:
     import ray
     from ray.train import FailureConfig, ScalingConfig, TrainingFailedError
     from ray.train import RunConfig as RayRunConfig
-    from ray.train.torch import TorchConfig, TorchTrainer
+    from ray.train.torch import TorchTrainer
 
     from pipelines.cluster import connect
+    from pipelines.ray_torch import ListeningTorch
 
     own = {"RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": str(GROWTH_S)} if autoscales() else {}
     if os.environ.get("RAY_ADDRESS", "auto") != "auto":                # Ray Train's helpers look for a cluster by themselves
@@ -95,10 +97,10 @@ def train_on_ray(run: Run, where: RunConfig) -> None:
         trainer = TorchTrainer(
             train_worker,
             train_loop_config={"uri": run.uri, "preset": run.preset, "config": flat(run.config),
-                               "snapshot": run.snapshot, "mlflow_run_id": run_id},
+                               "snapshot": run.snapshot, "start": run.start, "mlflow_run_id": run_id},
             scaling_config=ScalingConfig(num_workers=where.workers, use_gpu=gpu,
                                          resources_per_worker={"CPU": cpus} | ({"GPU": 1} if gpu else {})),
-            torch_config=TorchConfig(backend="nccl" if gpu else "gloo"),
+            torch_config=ListeningTorch(backend="nccl" if gpu else "gloo"),
             run_config=RayRunConfig(
                 name=f"{time.strftime('%Y%m%d-%H%M%S')}-{uuid.uuid4().hex[:6]}",
                 storage_path=path, storage_filesystem=filesystem,
@@ -119,7 +121,8 @@ def train_on_ray(run: Run, where: RunConfig) -> None:
 def train_worker(payload: dict[str, Any]) -> str | None:
     """What each Ray Train worker runs. Returns why training must not go on, or None.
 
-    That is no exception, because Ray would start the workers again, to the same end.
+    That is no exception, because Ray would start the workers again, to the same end. Interrupted is one, for the same
+    reason: Ray starts them elsewhere, and they go on from the checkpoint.
     """
     import ray.train
     import ray.train.torch
@@ -129,12 +132,20 @@ def train_worker(payload: dict[str, Any]) -> str | None:
     if world.rank:
         logging.getLogger().setLevel(logging.WARNING)
     run = Run(payload["uri"], payload["preset"], unflat(AutoencoderTrainingConfig, payload["config"]),
-              payload["snapshot"], payload["mlflow_run_id"])
+              payload["snapshot"], payload["start"], payload["mlflow_run_id"])
     try:
-        run_autoencoder(run, world=world, observer=observer(run))
+        with interruption.heeding():                               # ListeningTorch has this process listen
+            run_autoencoder(run, world=world, observer=observer(run), wished=asked_to_stop)
     except TrainingError as error:                                 # raised on all ranks at once
         return str(error)
     return None
+
+
+def asked_to_stop() -> bool:
+    """SIGTERM to this worker, or Ray's word that a machine of the group goes; each worker asks equally often."""
+    import ray.train
+
+    return ray.train.get_preemption_info() is not None or interruption.wished()
 
 
 def observer(run: Run) -> Observer:

@@ -5,7 +5,6 @@ Widths, codebook and layers are read off the tensors; only the number of norm gr
 the arguments (published files name none and mean 32). Names are mapped strictly, both ways.
 """
 
-import io
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,7 +13,6 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from infd import storage
 from infd.config import (
     AutoencoderConfig,
     AutoencoderTrainingConfig,
@@ -24,33 +22,24 @@ from infd.config import (
     LossConfig,
 )
 from infd.errors import CheckpointError, ConfigError
+from infd.importers.files import local_copy, torch_tree
+from infd.importers.mapping import compvis_name, count, take
 from infd.models.autoencoder import Autoencoder
 from infd.models.discriminator import PatchDiscriminator
 
 DROPPED = ("perc_loss.",)
 """Tensors that no checkpoint of ours holds: LPIPS is frozen and comes from its own weights."""
 STAGE_TWO = ("z_dm.", "z_dm_ema.")
-NAMED = 8
-"""At most this many tensors are named in a message."""
 
-RENAMED = (  # of a name of ours, in this order: pattern, published name
-    (r"^autoencoder\.quantizer\.", "quantizer."),
-    (r"^autoencoder\.quant_conv\.", "encoder.1."),
-    (r"^autoencoder\.post_quant_conv\.", "decoder.0."),
-    (r"^autoencoder\.encoder\.", "encoder.0."),
-    (r"^autoencoder\.decoder\.", "decoder.1."),
-    (r"^autoencoder\.renderer\.conv_in\.", "renderer.net.model.0."),
-    (r"^autoencoder\.renderer\.", "renderer.net."),
-    (r"^discriminator\.net\.", "disc.main."),
-    (r"\.down_blocks\.(\d+)\.resnets\.", r".down.\1.block."),
-    (r"\.down_blocks\.(\d+)\.downsamplers\.0\.", r".down.\1.downsample."),
-    (r"\.mid_block\.resnets\.0\.", ".mid.block_1."),
-    (r"\.mid_block\.resnets\.1\.", ".mid.block_2."),
-    (r"\.mid_block\.attentions\.0\.group_norm\.", ".mid.attn_1.norm."),
-    (r"\.mid_block\.attentions\.0\.to_([qkv])\.", r".mid.attn_1.\1."),
-    (r"\.mid_block\.attentions\.0\.to_out\.0\.", ".mid.attn_1.proj_out."),
-    (r"\.conv_shortcut\.", ".nin_shortcut."),
-    (r"^(encoder\.0)\.conv_norm_out\.", r"\1.norm_out."),
+PARTS = (  # of a name of ours: how it begins, how the published name begins
+    ("autoencoder.quantizer.", "quantizer."),
+    ("autoencoder.quant_conv.", "encoder.1."),
+    ("autoencoder.post_quant_conv.", "decoder.0."),
+    ("autoencoder.encoder.", "encoder.0."),
+    ("autoencoder.decoder.", "decoder.1."),
+    ("autoencoder.renderer.conv_in.", "renderer.net.model.0."),
+    ("autoencoder.renderer.", "renderer.net."),
+    ("discriminator.net.", "disc.main."),
 )
 
 
@@ -70,14 +59,8 @@ class Imported:
 
 def read(uri: str) -> dict[str, Any]:
     """The published file at `uri`, read without running any code in it. Raises CheckpointError."""
-    data = storage.read_bytes(uri)
-    try:
-        # torch raises UnpicklingError, RuntimeError, EOFError, KeyError …, by what the bytes happen to be
-        content = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
-    except Exception as error:
-        raise CheckpointError(
-            f"{uri}: {len(data)} bytes that torch cannot load as plain tensors ({type(error).__name__}); "
-            "a published checkpoint was expected; fetch it again") from error
+    with local_copy(uri) as path:
+        content = torch_tree(path, source=uri, expected="a published checkpoint was expected; fetch it again")
     model = content.get("model") if isinstance(content, dict) else None
     if not isinstance(model, dict) or not isinstance(model.get("sd"), dict) or not isinstance(model.get("args"), dict):
         raise CheckpointError(f"{uri}: no model.sd and model.args; a published INFD checkpoint has both; use that file")
@@ -116,18 +99,7 @@ def renamed(
     """Published tensors of stage one under our names. Raises CheckpointError unless names and shapes fit exactly."""
     wanted = layout(config, discriminator)
     names = {ours: official_name(ours, levels=len(config.widths)) for ours in wanted}
-    missing, left = sorted(set(names.values()) - set(state)), sorted(set(state) - set(names.values()))
-    if missing or left:
-        raise CheckpointError(
-            f"{source}: {some('missing', missing)}, {some('left over', left)}; every tensor must map; "
-            "use a checkpoint of the published code")
-    found = {ours: as_ours(state[name], wanted[ours]) for ours, name in names.items()}
-    wrong = [f"{names[ours]} {tuple(state[names[ours]].shape)}, expected {tuple(wanted[ours].shape)}"
-             for ours, tensor in found.items() if tensor.shape != wanted[ours].shape]
-    if wrong:
-        raise CheckpointError(f"{source}: {some('shapes', wrong)}; widths {config.widths} must hold throughout; "
-                              "use a checkpoint of the published code")
-    return found
+    return take(state, names, wanted, source=source, advice="use a checkpoint of the published code")
 
 
 def layout(config: AutoencoderConfig, discriminator: DiscriminatorConfig) -> dict[str, Tensor]:
@@ -140,22 +112,9 @@ def layout(config: AutoencoderConfig, discriminator: DiscriminatorConfig) -> dic
 
 def official_name(ours: str, *, levels: int) -> str:
     """The published name of a tensor of ours. The published decoder counts its levels from the finest."""
-    name = ours
-    for pattern, replacement in RENAMED:
-        name = re.sub(pattern, replacement, name)
-    name = re.sub(r"^renderer\.net\.blocks\.(\d+)", lambda m: f"renderer.net.model.{int(m[1]) + 1}", name)
-    up = re.fullmatch(r"(decoder\.1)\.up_blocks\.(\d+)\.(resnets|upsamplers\.0)\.(.+)", name)
-    if up:
-        part = {"resnets": "block", "upsamplers.0": "upsample"}[up[3]]
-        name = f"{up[1]}.up.{levels - 1 - int(up[2])}.{part}.{up[4]}"
-    return name
-
-
-def as_ours(tensor: Tensor, wanted: Tensor) -> Tensor:
-    """Attention's 1 x 1 convolutions (C, C, 1, 1) are linear layers (C, C) here; all else stays."""
-    if wanted.dim() == 2 and tensor.dim() == 4 and tensor.shape[2:] == (1, 1):
-        tensor = tensor.flatten(1)
-    return tensor.to(wanted.dtype).clone()
+    part, theirs = next((part, theirs) for part, theirs in PARTS if ours.startswith(part))
+    name = compvis_name(theirs + ours.removeprefix(part), levels=levels)
+    return re.sub(r"^renderer\.net\.blocks\.(\d+)", lambda m: f"renderer.net.model.{int(m[1]) + 1}", name)
 
 
 # ---------------------------------------------------------------- configs from shapes
@@ -210,17 +169,3 @@ def published_training(
 
 def width(state: Mapping[str, Tensor], name: str) -> int:
     return state[name].shape[0]
-
-
-def count(state: Mapping[str, Tensor], pattern: str) -> int:
-    """How many numbers the pattern's group takes over all names. Raises KeyError(pattern) for none."""
-    found = {match[1] for name in state if (match := re.match(pattern, name))}
-    if not found:
-        raise KeyError(pattern)
-    return len(found)
-
-
-def some(what: str, names: list[str]) -> str:
-    """`missing 12 (a, b, … )`: a count, and the first few."""
-    more = ", …" if len(names) > NAMED else ""
-    return f"{what} {len(names)}" + (f" ({', '.join(names[:NAMED])}{more})" if names else "")

@@ -8,6 +8,7 @@ savings that `LossConfig.fresh_fake` and the factored adaptive weight name.
 import contextlib
 import copy
 import hashlib
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, cast
@@ -33,6 +34,8 @@ from infd.models.discriminator import PatchDiscriminator
 from infd.training import optimizers
 from infd.training.scales import ScaleMeans
 from infd.training.world import World, bare
+
+logger = logging.getLogger(__name__)
 
 FROZEN = {"encoder": ("encoder", "quant_conv", "quantizer"), "decoder": ("post_quant_conv", "decoder")}
 """Modules of each part that `AutoencoderTrainingConfig.freeze` names."""
@@ -85,7 +88,7 @@ class AutoencoderStage:
     """Networks, losses and optimizers of stage one, in one process of a world.
 
     `lpips` is None exactly where its weight is 0. Weights start from `config.loop.seed` alike on every rank, or from
-    `start`, tensors of an autoencoder as its `state_dict` names them.
+    `start`, a `model_state` of the same autoencoder; a discriminator that it lacks, or of another kind, starts afresh.
     """
 
     def __init__(self, config: AutoencoderTrainingConfig, *, world: World, lpips: Lpips | None,
@@ -94,7 +97,8 @@ class AutoencoderStage:
         torch.manual_seed(config.loop.seed)
         autoencoder = Autoencoder(config.model).to(world.device)
         if start is not None:
-            load_weights("the starting checkpoint's autoencoder", autoencoder, start)
+            load_weights("the starting checkpoint's autoencoder", autoencoder,
+                         of_part(start, "autoencoder_average") or of_part(start, "autoencoder"))
         for part in config.freeze:
             for name in FROZEN[part]:
                 getattr(autoencoder, name).requires_grad_(False)
@@ -106,6 +110,11 @@ class AutoencoderStage:
         self.discriminator_adam: torch.optim.Adam | None = None
         if config.loss.gan > 0:
             discriminator = PatchDiscriminator(config.discriminator).to(world.device)
+            known = of_part(start or {}, "discriminator")
+            if shapes(known) == shapes(discriminator.state_dict()):
+                discriminator.load_state_dict(known)
+            elif start is not None:
+                logger.warning("the starting checkpoint has no discriminator of this kind; ours starts afresh")
             self.discriminator = world.distribute(discriminator)
             self.discriminator_adam = optimizers.adam(self.discriminator, config.optimizer)
         if config.loop.compiled:
@@ -371,6 +380,10 @@ def codebook_use(codes: Tensor, size: int) -> dict[str, Tensor]:
     share = counts / counts.sum()
     entropy = -(share * share.clamp(min=1e-12).log()).sum()
     return {"train/codebook_use": (counts > 0).float().mean(), "train/codebook_perplexity": entropy.exp()}
+
+
+def shapes(weights: dict[str, Tensor]) -> dict[str, torch.Size]:
+    return {name: value.shape for name, value in weights.items()}
 
 
 def of_part(model: dict[str, Tensor], name: str) -> dict[str, Tensor]:

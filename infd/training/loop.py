@@ -5,7 +5,7 @@ Everything random is a function of (seed, step, sample), so a resumed run needs 
 """
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Protocol
 
 import torch
@@ -13,6 +13,8 @@ from torch import Tensor
 
 from infd.config import LoopConfig
 from infd.data.loader import Batch
+from infd.errors import Interrupted
+from infd.training import interruption
 from infd.training.world import World
 
 Metrics = dict[str, float]
@@ -50,9 +52,14 @@ class Hooks(Protocol):
         ...
 
 
-def train(stage: Stage, batches: Batches, config: LoopConfig, hooks: Hooks, *, world: World, start: int = 0) -> None:
+def train(
+    stage: Stage, batches: Batches, config: LoopConfig, hooks: Hooks, *, world: World, start: int = 0,
+    wished: Callable[[], bool] = interruption.wished,
+) -> None:
     """Update `stage` from step `start` to `config.steps`; `batches` begins at step `start`.
 
+    `wished`: whether someone asks this rank to stop; each rank asks it whenever metrics are due, and a lone process at
+    each step. All ranks then save and raise Interrupted.
     Law: on the CPU a run cut at any checkpoint and resumed ends with the same weights, bit for bit.
     """
     window = Window(world, config, batches)
@@ -74,6 +81,10 @@ def train(stage: Stage, batches: Batches, config: LoopConfig, hooks: Hooks, *, w
             hooks.save(step, dict(latest))
         if due["preview_every"]:
             hooks.preview(step)
+        if not last and (due["log_every"] or world.size == 1) and world.any(wished()):
+            if not due["checkpoint_every"]:
+                hooks.save(step, latest | window.fetch(hooks))
+            raise Interrupted(f"step {step}: asked to stop; the checkpoint is saved; the same command goes on from it")
 
 
 class Window:

@@ -15,19 +15,21 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import version
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from PIL import Image
+from torch import Tensor
 
 from infd import checkpoint, storage
-from infd.config import AutoencoderTrainingConfig, differing, digest, flat, identity, numbers, unflat
+from infd.config import AutoencoderConfig, AutoencoderTrainingConfig, departures, differing, digest, flat, identity, unflat
 from infd.data.loader import Batch, Loader
 from infd.data.order import Order, slots_of, validation_samples
 from infd.data.snapshot import Dataset, newest_number, open_dataset, split_address
-from infd.errors import CheckpointError, DatasetError, PreconditionFailed, TrainingError
+from infd.errors import CheckpointError, ConfigError, DatasetError, PreconditionFailed, TrainingError
 from infd.generation.reconstruct import compare, sheet
 from infd.losses.perceptual import Lpips
+from infd.training import interruption
 from infd.training.autoencoder import AutoencoderStage
 from infd.training.loop import Metrics, train
 from infd.training.world import World
@@ -44,6 +46,8 @@ class Run:
     preset: str
     config: AutoencoderTrainingConfig
     snapshot: str
+    start: dict[str, Any] | None = None
+    """The checkpoint whose weights it starts from, as `Starting` in run.json; None: from the seed."""
     tracking_id: str | None = None
     """Of the MLflow run, where it is tracked; goes into every checkpoint."""
 
@@ -58,22 +62,27 @@ class Observer(Protocol):
     def checkpointed(self, step: int, uri: str, metrics: Metrics) -> None: ...
 
 
-def default_run(dataset: str, preset: str, config: AutoencoderTrainingConfig) -> str:
-    """DATASET/training/PRESET-HASH, the hash being that of the fields that change numbers."""
-    return storage.join(split_address(dataset)[0], "training", f"{preset}-{digest(numbers(config))[:8]}")
+def default_run(dataset: str, preset: str, config: AutoencoderTrainingConfig, start_from: str = "") -> str:
+    """DATASET/training/PRESET-HASH, the hash being that of the fields that change numbers and are not at their default."""
+    told = departures(config) | ({"start_from": storage.absolute(start_from)} if start_from else {})
+    return storage.join(split_address(dataset)[0], "training", f"{preset}-{digest(told)[:8]}")
 
 
-def open_run(uri: str, *, preset: str, config: AutoencoderTrainingConfig, dataset: str) -> Run:
+def open_run(uri: str, *, preset: str, config: AutoencoderTrainingConfig, dataset: str, start_from: str = "") -> Run:
     """Begin the run at `uri`, or go on with the one that is there.
 
-    A run that is there keeps its snapshot; its config may differ only in operational fields. Raises
-    CheckpointError naming the fields in which they differ.
+    A run that is there keeps its snapshot and what it started from; its config may differ only in operational fields.
+    `start_from`: a checkpoint for the weights of the first step. Raises CheckpointError naming what differs, and
+    ConfigError where parts are frozen that start from nothing.
     """
     uri, dataset = storage.absolute(uri), storage.absolute(dataset)
+    if config.freeze and not start_from:
+        raise ConfigError(f"freeze={' '.join(config.freeze)}: they would keep random weights; give --start-from CHECKPOINT")
     record = storage.join(uri, "run.json")
     if not storage.exists(record):
         snapshot = open_dataset(dataset).snapshot_uri
-        content = {"preset": preset, "config": flat(config), "identity": identity(config), "snapshot": snapshot}
+        content = {"preset": preset, "config": flat(config), "identity": identity(config), "snapshot": snapshot,
+                   "start": starting(storage.absolute(start_from), config) if start_from else None}
         try:
             storage.put_if_absent(record, json.dumps(content, indent=1, sort_keys=True).encode())
         except PreconditionFailed:
@@ -87,8 +96,37 @@ def open_run(uri: str, *, preset: str, config: AutoencoderTrainingConfig, datase
                               "name another --run, or take the old values")
     if dataset.rstrip("/") not in (found["snapshot"], found["snapshot"].rsplit("@", 1)[0]):
         raise CheckpointError(f"run {uri}: it reads {found['snapshot']}, not {dataset}; name another --run")
+    start = found.get("start")
+    if (start or {}).get("address", "") != (storage.absolute(start_from) if start_from else ""):
+        raise CheckpointError(f"run {uri}: it started from {start['address'] if start else 'random weights'}, not from "
+                              f"{start_from or 'random weights'}; name another --run, or say what it started from")
     warn_of_newer(uri, dataset, found["snapshot"])
-    return Run(uri, found["preset"], config, found["snapshot"])
+    return Run(uri, found["preset"], config, found["snapshot"], start)
+
+
+def starting(address: str, config: AutoencoderTrainingConfig) -> dict[str, Any]:
+    """What run.json keeps of the checkpoint that a run starts from. Raises CheckpointError where its model is another."""
+    found = checkpoint.load(address)
+    there = {name.removeprefix("model."): value for name, value in found.meta["config"].items() if name.startswith("model.")}
+    if names := differing(unflat(AutoencoderConfig, there), config.model):
+        old, new = flat(unflat(AutoencoderConfig, there)), flat(config.model)
+        changes = ", ".join(f"model.{name} is {old[name]} there and {new[name]} here" for name in names)
+        raise CheckpointError(f"checkpoint {found.uri}: its model is another ({changes}); set these fields as it has them")
+    return {"address": address, "checkpoint": found.uri, "step": found.step,
+            "sha256": found.files[checkpoint.MODEL]["sha256"], "snapshot": found.meta.get("snapshot"),
+            "origin": found.meta.get("origin", {}), "weights": found.meta.get("weights", {})}
+
+
+def starting_weights(run: Run) -> dict[str, Tensor] | None:
+    """Tensors of the checkpoint that the run starts from, by network; None where it starts from the seed."""
+    if run.start is None:
+        return None
+    found = checkpoint.load(run.start["checkpoint"])
+    if (sha256 := found.files[checkpoint.MODEL]["sha256"]) != run.start["sha256"]:
+        raise CheckpointError(f"checkpoint {found.uri}: its weights have sha256 {sha256[:12]}…; run {run.uri} began with "
+                              f"{run.start['sha256'][:12]}…; begin another --run")
+    logger.info("run %s: starting from the weights of %s", run.uri, found.uri)
+    return found.model()
 
 
 def warn_of_newer(uri: str, dataset: str, pinned: str) -> None:
@@ -112,15 +150,22 @@ def check_batch(config: AutoencoderTrainingConfig, workers: int) -> None:
     slots_of(rank=0, world=workers, batch=config.loop.batch)
 
 
-def run_autoencoder(run: Run, *, world: World, observer: Observer) -> Metrics:
-    """Train on this rank from the newest checkpoint to the last step; returns the last metrics."""
+def run_autoencoder(
+    run: Run, *, world: World, observer: Observer, wished: Callable[[], bool] = interruption.wished,
+) -> Metrics:
+    """Train on this rank from the newest checkpoint to the last step; returns the last metrics.
+
+    `wished`: whether someone asks this rank to stop. Raises Interrupted then, with a checkpoint saved.
+    """
     config = run.config
     check_batch(config, world.size)
     dataset = open_dataset(run.snapshot)
     order = Order(dataset.manifest, config.crop, batch=config.loop.batch, seed=config.loop.seed)
     validation = validation_batches(dataset, config, world)
-    stage = AutoencoderStage(config, world=world, lpips=required_weights(config), validation=validation)
-    start, metrics = resume(run, stage)
+    newest = checkpoint.newest(run.uri)
+    stage = AutoencoderStage(config, world=world, lpips=required_weights(config), validation=validation,
+                             start=starting_weights(run) if newest is None else None)
+    start, metrics = resume(run, stage, newest)
     if start >= config.loop.steps:
         logger.info("run %s: already at step %d of %d", run.uri, start, config.loop.steps)
         return metrics
@@ -128,13 +173,12 @@ def run_autoencoder(run: Run, *, world: World, observer: Observer) -> Metrics:
                     pin_memory=world.device.type == "cuda")
     hooks = RunHooks(run, stage, dataset, order, loader, world, observer)
     with loader:
-        train(stage, loader, config.loop, hooks, world=world, start=start)
+        train(stage, loader, config.loop, hooks, world=world, start=start, wished=wished)
     return hooks.metrics
 
 
-def resume(run: Run, stage: AutoencoderStage) -> tuple[int, Metrics]:
+def resume(run: Run, stage: AutoencoderStage, found: checkpoint.Checkpoint | None) -> tuple[int, Metrics]:
     """Load the newest checkpoint of the run into `stage`; (its step, its metrics), or (0, {})."""
-    found = checkpoint.newest(run.uri)
     if found is None:
         return 0, {}
     stage.load_state(found.model(), found.train_state())
@@ -246,9 +290,18 @@ class RunHooks:
         return {
             "stage": "autoencoder", "preset": self.run.preset, "step": step, "g": step * config.loop.batch,
             "config": flat(config), "identity": identity(config), "snapshot": self.run.snapshot, "metrics": metrics,
-            "mlflow_run_id": self.run.tracking_id, "weights": used_weights(config),
+            "mlflow_run_id": self.run.tracking_id,
+            "weights": (self.run.start or {}).get("weights", {}) | used_weights(config), "origin": origin(self.run.start),
             "versions": {name: version(name) for name in ("infd", "torch", "numpy", "pillow-simd")},
         }
+
+
+def origin(start: dict[str, Any] | None) -> dict[str, Any]:
+    """Where a run's first weights came from, for its checkpoints: {} for the seed."""
+    if start is None:
+        return {}
+    return {**start["origin"], "checkpoint": start["checkpoint"], "start_step": start["step"],
+            "start_sha256": start["sha256"], "start_snapshot": start["snapshot"]}
 
 
 def used_weights(config: AutoencoderTrainingConfig) -> dict[str, dict[str, str]]:

@@ -35,6 +35,10 @@ class World:
         dist.all_reduce(tensor)
         return tensor / self.size
 
+    def any(self, flag: bool) -> bool:
+        """Whether `flag` is true on some rank; the same answer on each, which all of them must ask for."""
+        return flag if self.size == 1 else bool(self.mean(torch.tensor(float(flag), device=self.device)) > 0)
+
     def leave(self) -> None:
         """Wait for all ranks, then end the process group that `join` made."""
         if self.size > 1:

@@ -90,6 +90,22 @@ def test_job_goes_on_after_a_killed_worker_and_after_a_stopped_job(stack, bucket
     assert_tracked_once(run, end.step)
 
 
+@pytest.mark.slow
+def test_a_worker_that_gets_sigterm_saves_and_the_job_goes_on(stack, bucket, capfd):
+    """No checkpoint is due before the end, so the one that the job goes on from is that of the signal."""
+    dataset, run = f"{bucket}/dataset-term", f"{bucket}/run-term"
+    write_dataset([(f"photo-{seed}.jpg", photo(seed)) for seed in range(8)], dataset, IngestConfig(val_fraction=0.3))
+    options = ["--loop.checkpoint-every", "100000", "--loop.validate-every", "100000"]
+    job, _ = submit.submit([*command(dataset, run, steps=MANY), *options], follow=False)
+    client = submit.connect(stack)
+    until("the first steps", lambda: "step 10/" in client.get_job_logs(job))
+    os.kill(until("two workers", lambda: workers(stack)[:2])[-1].pid, signal.SIGTERM)
+    assert submit.wait(client, job) == 0
+    (resumed,) = set(re.findall(r"going on from step (\d+)", capfd.readouterr().out + client.get_job_logs(job)))
+    assert int(resumed) % 5 == 0 and 10 <= int(resumed) < MANY
+    assert checkpoint.load(f"{run}/checkpoints/last").step == MANY
+
+
 def assert_tracked_once(run: str, last: int) -> None:
     """One MLflow run has the metrics of all jobs, finished, with the checkpoint's address."""
     from mlflow.tracking import MlflowClient

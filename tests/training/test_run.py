@@ -3,6 +3,8 @@
 import dataclasses
 import io
 import json
+import os
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -11,11 +13,12 @@ import torch
 from PIL import Image
 
 from infd import checkpoint
-from infd.config import AutoencoderTrainingConfig, IngestConfig, LossConfig
+from infd.config import AutoencoderTrainingConfig, IngestConfig, LossConfig, departures, flat
 from infd.data.snapshot import commit, manifest_bytes, open_dataset, read_table, write_dataset
-from infd.errors import CheckpointError, ConfigError, TrainingError, WeightsError
+from infd.errors import CheckpointError, ConfigError, Interrupted, TrainingError, WeightsError
 from infd.generation.load import load_autoencoder
 from infd.presets import tiny
+from infd.training import interruption
 from infd.training.loop import Metrics
 from infd.training.run import check_batch, default_run, open_run, required_weights, run_autoencoder
 from infd.training.world import World
@@ -154,13 +157,80 @@ def test_error_batch_and_weights_are_checked_first(tmp_path, monkeypatch):
         required_weights(tiny())
 
 
+@pytest.mark.slow
+def test_law_a_run_asked_to_stop_saves_and_goes_on_bit_for_bit(dataset, tmp_path):
+    """At step 5, where no checkpoint is due."""
+    whole, parted = (begin(str(tmp_path / name), dataset) for name in ("whole", "parted"))
+    run_autoencoder(whole, world=World(), observer=Recorder())
+    asked: list[int] = []
+
+    def wished() -> bool:
+        asked.append(1)
+        return len(asked) == 5
+
+    with pytest.raises(Interrupted, match="step 5: asked to stop; the checkpoint is saved"):
+        run_autoencoder(parted, world=World(), observer=Recorder(), wished=wished)
+    newest = checkpoint.newest(parted.uri)
+    assert newest is not None and newest.step == 5 and newest.meta["metrics"]["train/loss"] > 0
+    run_autoencoder(begin(parted.uri, dataset), world=World(), observer=Recorder())
+    ends = [checkpoint.load(f"{run.uri}/checkpoints/last") for run in (whole, parted)]
+    assert ends[0].files[checkpoint.MODEL] == ends[1].files[checkpoint.MODEL]
+    assert ends[0].files[checkpoint.TRAIN_STATE] == ends[1].files[checkpoint.TRAIN_STATE]
+
+
+def test_sigterm_is_a_wish_once_and_inside_the_block_alone():
+    heard: list[int] = []
+    original = signal.signal(signal.SIGTERM, lambda number, frame: heard.append(number))
+    try:
+        with interruption.listening():
+            os.kill(os.getpid(), signal.SIGTERM)
+            assert interruption.wished() and not heard
+            os.kill(os.getpid(), signal.SIGTERM)                   # the second one does what it did before
+            assert heard == [signal.SIGTERM]
+        assert not interruption.wished()
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert len(heard) == 2
+    finally:
+        signal.signal(signal.SIGTERM, original)
+
+
+@pytest.mark.slow
+def test_a_run_starts_from_the_weights_of_another(dataset, tmp_path):
+    first = begin(str(tmp_path / "first"), dataset)
+    run_autoencoder(first, world=World(), observer=Recorder())
+    address = f"{first.uri}/checkpoints/best"
+    frozen = dataclasses.replace(config(), freeze=("encoder",))
+    second = open_run(str(tmp_path / "second"), preset="tiny", config=frozen, dataset=dataset, start_from=address)
+    run_autoencoder(second, world=World(), observer=Recorder())
+    found, before = checkpoint.load(f"{second.uri}/checkpoints/last"), checkpoint.load(address)
+    for name, value in found.model("autoencoder.encoder.").items():
+        assert torch.equal(value, before.model("autoencoder.encoder.")[name])
+    assert found.meta["origin"] == {"checkpoint": before.uri, "start_step": before.step, "start_snapshot": first.snapshot,
+                                    "start_sha256": before.files[checkpoint.MODEL]["sha256"]}
+    plain = begin(str(tmp_path / "plain"), dataset)
+    with pytest.raises(CheckpointError, match="it started from random weights, not from .*first/checkpoints/best"):
+        open_run(plain.uri, preset="tiny", config=config(), dataset=dataset, start_from=address)
+
+
+def test_error_starting_from_another_model_or_from_nothing(dataset, tmp_path):
+    frozen = dataclasses.replace(config(), freeze=("encoder",))
+    with pytest.raises(ConfigError, match="freeze=encoder: they would keep random weights; give --start-from"):
+        open_run(str(tmp_path / "frozen"), preset="tiny", config=frozen, dataset=dataset)
+    other = flat(dataclasses.replace(config(), model=dataclasses.replace(config().model, z_dim=3)))
+    checkpoint.save(str(tmp_path / "other"), model={}, train_state={}, meta={"step": 0, "config": other})
+    with pytest.raises(CheckpointError, match="its model is another .model.z_dim is 3 there and 4 here"):
+        open_run(str(tmp_path / "run"), preset="tiny", config=config(), dataset=dataset, start_from=str(tmp_path / "other"))
+
+
 def test_default_run_tells_configs_apart_and_not_their_rhythm(dataset):
     one = default_run(f"{dataset}@3", "tiny", config())
     assert one.startswith(f"{dataset}/training/tiny-")
     longer = dataclasses.replace(config(), loop=dataclasses.replace(config().loop, steps=99))
     assert default_run(dataset, "tiny", longer) == one
     seeded = dataclasses.replace(config(), loop=dataclasses.replace(config().loop, seed=1))
-    assert default_run(dataset, "tiny", seeded) != one
+    assert default_run(dataset, "tiny", seeded) != one != default_run(dataset, "tiny", config(), start_from="elsewhere")
+    told = departures(config())
+    assert told["loop.batch"] == 4 and told["model.widths"] == [16, 16] and "optimizer.clip_norm" not in told
 
 
 def test_run_json_is_plain(dataset, tmp_path):
