@@ -1,7 +1,8 @@
 """Ingest: with Ray against the bare work in one process, what a photo costs as it grows, and against img2dataset.
 
-Bare: read a file, decode, make and encode the pyramid; nothing is written. With Ray: `jobs/ingest.py`'s function, from
-a bucket into a bucket of a local S3 server, on all cores, its snapshot committed. img2dataset (an environment of its
+Bare: read a file, decode, make and encode the pyramid; nothing is written. With Ray: `jobs/ingest.py`'s function on all
+cores, its snapshot committed, from a folder into a folder, and from a bucket into a bucket of a local S3 server, which
+works on the same cores. img2dataset (an environment of its
 own): the same files from a local HTTP server to WebDataset tars, resize_mode "no", the nearest in meaning, which
 decodes and encodes each photo once at its own sides; its start does not count. Ways alternate; figures are medians.
 """
@@ -27,8 +28,11 @@ from infd import storage
 from infd.config import IngestConfig
 from infd.data import shards
 
-PHOTOS, WIDTH, HEIGHT = 48, 2400, 1600
-CONFIG = IngestConfig(unit_photos=6)
+PHOTOS, WIDTH, HEIGHT = 480, 2400, 1600
+"""So many that the seconds in which Ray starts workers do not count."""
+PICTURES = 40
+"""As many of them differ; the others are the same pictures in files of other bytes."""
+CONFIG = IngestConfig()
 RUNS = 3
 SIZES = ((640, 480), (1280, 960), (2000, 1500), (4000, 3000), (8000, 6000))
 REPEATS = 3
@@ -112,7 +116,7 @@ def growth() -> None:
     """What one photo costs, in one process."""
     print("| photo, px | Mpx | bare, ms | ms/Mpx | bytes stored ÷ source |\n|---|---|---|---|---|")
     for width, height in SIZES:
-        data = photographs.jpeg(photographs.photograph(width, height, seed=width))
+        data = photographs.jpeg(photographs.photograph(width, height))
         row = shards.photo_row("", "", data, config=CONFIG, group="")
         stored = sum(map(len, row["tiles"])) + len(row["lowres"])
         work = functools.partial(shards.photo_row, "", "", data, config=CONFIG, group="")
@@ -130,10 +134,13 @@ def throughput() -> None:
     taken: dict[str, list[float]] = {}
     with contextlib.ExitStack() as held:
         folder = Path(held.enter_context(tempfile.TemporaryDirectory(prefix="infd-bench-")))
-        paths = [folder / f"{number:04d}.jpg" for number in range(PHOTOS)]
+        photos = folder / "photos"
+        photos.mkdir()
+        paths = [photos / f"{number:04d}.jpg" for number in range(PHOTOS)]
+        pictures = [photographs.jpeg(photographs.photograph(WIDTH, HEIGHT, number)) for number in range(PICTURES)]
         for number, path in enumerate(paths):
-            path.write_bytes(photographs.jpeg(photographs.photograph(WIDTH, HEIGHT, number)))
-        url = held.enter_context(served(folder))
+            path.write_bytes(photographs.renamed(pictures[number % PICTURES], number))
+        url = held.enter_context(served(photos))
         urls = folder.joinpath("urls.txt")
         urls.write_text("\n".join(f"{url}/{path.name}" for path in paths))
         bucket = held.enter_context(stack.running())
@@ -145,7 +152,8 @@ def throughput() -> None:
         ways: dict[str, Callable[[int], object]] = {
             "bare": lambda _: bare(paths),
             "bare at once": lambda _: bare_at_once(paths, pool, cores),
-            "Ray": lambda run: with_ray(f"{bucket}/photos", f"{bucket}/bench-ingest-{run}")}
+            "Ray": lambda run: with_ray(str(photos), str(folder / f"dataset-{run}")),
+            "Ray S3": lambda run: with_ray(f"{bucket}/photos", f"{bucket}/bench-ingest-{run}")}
         with_ray(f"{bucket}/photos", f"{bucket}/bench-ingest-first")  # workers start, and are kept
         if python is not None:
             try:
@@ -163,7 +171,8 @@ def report(taken: dict[str, list[float]], cores: int, problem: str) -> None:
     rate = {name: PHOTOS / statistics.median(times) for name, times in taken.items()}
     about = peers.versions("img2dataset", ("img2dataset", "opencv-python-headless"))
     lines = [("bare, one process", "bare", 1), (f"bare, {cores} processes at once", "bare at once", cores),
-             (f"ingest with Ray, {cores} cores, bucket to bucket", "Ray", cores),
+             (f"ingest with Ray, {cores} cores, folder to folder", "Ray", cores),
+             (f"ingest with Ray, {cores} cores, bucket to bucket", "Ray S3", cores),
              (f"{about}, {cores} processes, HTTP to folder", "img2dataset", cores)]
     print(f"{PHOTOS} photographs of {WIDTH} × {HEIGHT} px, medians of {RUNS} runs.\n")
     print("| way | photos/s | photos/s a core | ÷ bare, one process | ÷ img2dataset |\n|---|---|---|---|---|")

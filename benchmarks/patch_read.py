@@ -27,9 +27,9 @@ from infd.data.snapshot import write_dataset
 
 CROPS = {1024: 25, 2048: 25, 4096: 15, 8192: 9}
 """Side → how many; r goes through as many equal parts of [256, side], so that few crops stand for a uniform r."""
-OUR_REPEATS = 5
-"""Ours is read so many times in a row, and the median counts: the first reading finds the caches full of a whole photo
-of the reference way, which no training has."""
+BEFORE_OURS = 3
+"""So many other crops are read, untimed, before each of ours: the ways before it leave the processor's caches full of
+whole photos, which no training by ours has."""
 PEERS = ("webdataset==1.0.2", "litdata==0.2.76", "braceexpand==0.1.7", "lightning-utilities==0.15.3")
 PLAIN = ("pillow==12.1.1", "numpy==2.4.6")
 
@@ -62,8 +62,9 @@ def measured(ways: dict[str, Way], crops: list[Crop]) -> dict[str, list[float]]:
         way(crops[0])
     for number, crop in enumerate(crops):
         for name in names[number % len(names):] + names[:number % len(names)]:
-            repeats = OUR_REPEATS if name == "ours" else 1
-            taken[name].append(statistics.median(milliseconds(ways[name], crop) for _ in range(repeats)))
+            for other in range(BEFORE_OURS if name == "ours" else 0):
+                ways[name](crops[(number + 1 + other) % len(crops)])
+            taken[name].append(milliseconds(ways[name], crop))
     return taken
 
 

@@ -1,6 +1,9 @@
 """Photos in a bucket or folder become patch shards and a snapshot; the same command again takes what is new.
 
 Example: python jobs/ingest.py --source s3://bucket/photos --dataset s3://bucket/datasets/NAME
+
+Exit codes: 0 a new snapshot, or nothing new; 1 an error; 2 bad arguments, or settings that do not fit the dataset;
+3 another ingest or refresh of this dataset is running; 5 more photos are gone than --most-removed allows.
 """
 
 import sys
@@ -39,10 +42,13 @@ def main(argv: list[str] | None = None) -> int:
     args = tyro.cli(Ingest, args=argv, description=__doc__)
     logs.to_stderr()
     try:
-        from pipelines.ingest import ingest
+        from pipelines.ingest import alone, ingest
+        from pipelines.ingest_plan import places
 
-        done = ingest(args.source, args.dataset, config=args.config, group=args.group,
-                      remove_missing=args.remove_missing, most_removed=args.most_removed)
+        source, dataset = places(args.source, args.dataset)  # before the lease is written there
+        with alone(dataset, what="ingest into"):
+            done = ingest(source, dataset, config=args.config, group=args.group, remove_missing=args.remove_missing,
+                          most_removed=args.most_removed)
     except InfdError as error:
         print(f"ingest: {error}", file=sys.stderr)
         return error.exit_code

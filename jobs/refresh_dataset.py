@@ -2,8 +2,9 @@
 
 Example: python jobs/refresh_dataset.py --dataset s3://bucket/datasets/NAME --remove-missing
 
-Exit codes: 0 a new snapshot, or nothing new; 1 an error; 2 bad arguments; 3 another refresh is running;
+Exit codes: 0 a new snapshot, or nothing new; 1 an error; 2 bad arguments; 3 another refresh or ingest is running;
 4 verification failed, and the dataset was left as it was; 5 more photos are gone than --most-removed allows.
+Of several sources each is refreshed, though another failed; the code is that of the first that failed.
 """
 
 import sys
@@ -25,6 +26,9 @@ class Refresh:
     """Photos whose source file is gone leave the dataset; without it they stay. Older snapshots keep them."""
     most_removed: float = 0.5
     """With remove_missing: the largest share of a source's photos that may go at once; more is an error (exit code 5)."""
+    repair: bool = False
+    """Read the photos of shards that are lost (not in the store, or of another size) again, and name these shards no more;
+    what they had of files that are gone leaves the dataset."""
     sample: int = 64
     """New photos to decode whole before they are let in; every byte of the new shards is hashed in any case."""
 
@@ -41,7 +45,8 @@ def main(argv: list[str] | None = None) -> int:
     try:
         from pipelines.refresh import refresh
 
-        done = refresh(args.dataset, remove_missing=args.remove_missing, most_removed=args.most_removed, sample=args.sample)
+        done = refresh(args.dataset, remove_missing=args.remove_missing, most_removed=args.most_removed,
+                       repair=args.repair, sample=args.sample)
     except InfdError as error:
         print(f"refresh: {error}", file=sys.stderr)
         return error.exit_code

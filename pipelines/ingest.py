@@ -12,24 +12,30 @@ import json
 import logging
 import platform
 import time
-from collections.abc import Callable, Iterator
+import uuid
+from collections.abc import Callable, Collection, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
 from infd import config as configs
-from infd import errors, storage
+from infd import errors, lease, storage
 from infd.config import IngestConfig
 from infd.data import shards, snapshot
 from infd.errors import InfdError, PhotoError, PreconditionFailed
 from infd.storage import ObjectInfo
-from pipelines import cluster, ingest_carry, ingest_plan
+from pipelines import cluster, ingest_attempts, ingest_carry, ingest_plan, listing
 from pipelines.ingest_plan import Outcome, Plan
 from pipelines.ingest_report import Progress, summary
 
 logger = logging.getLogger(__name__)
 
 SMALL_CLUSTER_CPUS = 4
-"""Below this many CPUs a task claims half a CPU, so that sources and other work of Ray's always find some."""
+"""Below this many CPUs a task claims half a CPU, so that other work of Ray's always finds some, and one task more runs than
+there are CPUs, so that none waits for Ray to send the next."""
+
+LEASE = "writer.lease"
+"""In DATASET/runs: the sign of life of the one ingest or refresh that is at work."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,24 +54,34 @@ def accept_all(plan: Plan, outcome: Outcome) -> None:
     """What a plain ingest asks of a snapshot before it is committed: nothing."""
 
 
+def alone(dataset: str, *, what: str, patience_s: float = lease.PATIENCE_S) -> AbstractContextManager[None]:
+    """Inside the block nobody else ingests into `dataset` or refreshes it, if all ask so. Raises LeaseHeld.
+
+    Not part of `ingest`, because a refresh is alone for all its ingests; two that are not alone do no harm, only work twice.
+    """
+    return lease.held(storage.join(storage.absolute(dataset), "runs", LEASE), what=f"{what} {dataset}", patience_s=patience_s)
+
+
 def ingest(
     source: str, dataset: str, *, config: IngestConfig, group: str = "", remove_missing: bool = False,
-    most_removed: float = ingest_plan.MOST_REMOVED, accept: Callable[[Plan, Outcome], None] = accept_all,
+    most_removed: float = ingest_plan.MOST_REMOVED, lost: Collection[str] = (),
+    accept: Callable[[Plan, Outcome], None] = accept_all,
 ) -> Ingested:
     """Bring the photos under `source` into the dataset at `dataset`.
 
     `remove_missing`: photos of this source whose file is gone leave the dataset, if they are no more than the share
-    `most_removed` of its photos. `accept` sees what would be committed,
+    `most_removed` of its photos. `lost`: shards (sha256) that are not whole: the snapshot does not name them, and what they
+    had of this source is read again. `accept` sees what would be committed,
     its shards in place, and raises an InfdError to refuse it; then no snapshot is made.
     Law: however often it is interrupted, the snapshot is the same, while the source lists the same. Raises InfdError: source
     empty, bucket missing, no photo left, another ingest was faster, a config that does not fit the dataset.
     """
     began = time.monotonic()
     plan = ingest_carry.continued(ingest_plan.make_plan(
-        source, dataset, config=config, group=group, remove_missing=remove_missing, most_removed=most_removed))
+        source, dataset, config=config, group=group, remove_missing=remove_missing, most_removed=most_removed, lost=lost))
     if plan.parent:
         snapshot.advance_latest(plan.dataset, plan.parent.number)  # whoever committed it may have died before
-    if not plan.units and not plan.removed:
+    if not (plan.units or plan.removed or plan.lost):
         return nothing_new(plan)
     ingest_plan.write_plan(plan)
     ingest_carry.take_over(plan)
@@ -80,8 +96,13 @@ def ingest(
         run_on_ray(plan, tasks)
     outcome = ingest_plan.assemble(plan)
     storage.put_atomic(plan.uri("rejects.parquet"), ingest_plan.table_bytes(outcome.rejects, ingest_plan.REJECTS))
+    same = plan.parent is not None and outcome.entries == plan.parent.entries
+    if same or not outcome.entries:
+        ingest_plan.forget_passing(plan, outcome)
     ingest_plan.require_photos(plan, outcome)
-    if plan.parent and outcome.entries == plan.parent.entries:
+    if same:
+        if plan.lost:  # they were written again as they had been
+            accept(plan, outcome)
         ingest_carry.finish(plan)
         return nothing_new(plan, outcome)
     accept(plan, outcome)
@@ -120,30 +141,40 @@ def task_of(number: int, unit: list[ObjectInfo]) -> dict[str, Any]:
             "sizes": [info.size for info in unit]}
 
 
-def run_unit(task: dict[str, Any], *, run_uri: str, dataset: str, config: dict[str, Any], group: str) -> dict[str, Any]:
+def run_unit(
+    task: dict[str, Any], *, run_uri: str, dataset: str, config: dict[str, Any], group: str, session: str = "",
+) -> dict[str, Any]:
     """Read the files of one unit, write its shards, its rejects, and its `done` record last; a few figures.
 
+    `session`: of the driver that tries again where this process dies (ingest_attempts.py); empty: there is none.
     Law: the same task writes the same bytes, wherever and however often it runs.
     """
     settings = configs.unflat(IngestConfig, config)
     files = [ObjectInfo(str(uri), str(etag), int(size))
              for uri, etag, size in zip(task["uris"], task["etags"], task["sizes"], strict=True)]
     rejects: list[ingest_plan.Reject] = []
-    entries = snapshot.write_shards(photo_rows(files, rejects, settings, group), dataset, settings)
+    attempt = ingest_attempts.begin(run_uri, int(task["unit"]), session)
+    entries = snapshot.write_shards(photo_rows(files, rejects, settings, group, before=attempt.at), dataset, settings)
     ingest_plan.write_done(run_uri, int(task["unit"]), entries, rejects)
+    attempt.finish()
     return {"unit": int(task["unit"]), "files": len(files), "rejected": len(rejects),
             "bytes": sum(entry["bytes"] for entry in entries)}
 
 
 def photo_rows(
     files: list[ObjectInfo], rejects: list[ingest_plan.Reject], config: IngestConfig, group: str,
+    before: Callable[[str], None] = lambda uri: None,
 ) -> Iterator[dict[str, Any]]:
-    """A row for each file that is a photo; one after the other, so that one is in memory. The others → `rejects`."""
+    """A row for each file that is a photo; one after the other, so that one is in memory. The others → `rejects`.
+
+    `before` is told the uri of each file before it is read, and may raise PhotoError."""
     for info in files:
+        etag = listing.version(info)
         try:
-            yield shards.photo_row(info.uri, info.etag, read_source(info, config), config=config, group=group)
+            before(info.uri)
+            yield shards.photo_row(info.uri, etag, read_source(info, config), config=config, group=group)
         except PhotoError as error:
-            rejects.append(ingest_plan.reject(info.uri, info.etag, error.reason, error.detail))
+            rejects.append(ingest_plan.reject(info.uri, etag, error.reason, error.detail))
 
 
 def read_source(info: ObjectInfo, config: IngestConfig) -> bytes:
@@ -182,9 +213,9 @@ def run_on_ray(plan: Plan, tasks: list[dict[str, Any]]) -> None:
         cpus = 0.5 if small else 1.0
         cluster.require_cpus(cpus)
         unit = functools.partial(guarded_unit, run_uri=plan.uri(), dataset=plan.dataset,
-                                 config=configs.flat(plan.config), group=plan.group)
+                                 config=configs.flat(plan.config), group=plan.group, session=uuid.uuid4().hex)
         rows = ray.data.from_items(tasks, override_num_blocks=len(tasks)).map(
-            unit, num_cpus=cpus, compute=TaskPoolStrategy(size=max(1, int(total)) if small else None))
+            unit, num_cpus=cpus, compute=TaskPoolStrategy(size=max(1, int(total)) + 1 if small else None))
         already = plan.photos - sum(len(task["uris"]) for task in tasks)
         with Progress(total=plan.photos, done=already, resources=ray.available_resources) as progress:
             for row in rows.iter_rows():

@@ -8,10 +8,8 @@ run, so that from there on they are units like all others. The laws stand in ing
 import hashlib
 import io
 import json
-from collections.abc import Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -24,10 +22,7 @@ from infd.data import shards, snapshot
 from pipelines import ingest_plan, listing
 from pipelines.ingest_plan import PASSING, Entry, Plan, Reject
 
-T = TypeVar("T")
 pc: Any = pyarrow.compute  # it makes its functions at import, so no checker knows them
-AT_ONCE = 8
-"""Small files read or written at the same time."""
 
 
 class Record(NamedTuple):
@@ -72,11 +67,11 @@ def take_over(plan: Plan) -> None:
 
     def copy(number: int) -> None:
         record = read_record(run_uri(plan, plan.continues), plan.carried[number])
-        files = {(info.uri, info.etag) for info in plan.units[number]}
+        files = {(info.uri, listing.version(info)) for info in plan.units[number]}
         ingest_plan.write_done(plan.uri(), number, [_only(entry, files) for entry in record.entries], [
             row for row in record.rejects if (row["uri"], row["etag"]) in files])
 
-    _in_threads(copy, [number for number in range(len(plan.carried)) if number not in done])
+    ingest_plan.in_threads(copy, [number for number in range(len(plan.carried)) if number not in done])
     if unfinished(plan) != plan.run:
         storage.put_atomic(_pointer(plan), plan.run.encode())
 
@@ -119,14 +114,15 @@ def old_plan(plan: Plan, run: str) -> pa.Table:
 def usable(plan: Plan, run: str) -> dict[int, Record]:
     """The done units of another run. Without those whose shards the parent has: that run had ended after all."""
     numbers = sorted(ingest_plan.done_units(run_uri(plan, run)))
-    records = zip(numbers, _in_threads(lambda number: read_record(run_uri(plan, run), number), numbers), strict=True)
+    records = zip(numbers, ingest_plan.in_threads(lambda number: read_record(run_uri(plan, run), number), numbers),
+                  strict=True)
     had = {entry["sha256"] for entry in plan.parent.entries} if plan.parent else set()
     return {number: record for number, record in records if had.isdisjoint(entry["sha256"] for entry in record.entries)}
 
 
 def read_record(run: str, number: int) -> Record:
     """What a done unit of the run at `run` left behind."""
-    return Record(*(ingest_plan.read_rows(ingest_plan.record_uri(run, kind, number)) for kind in ("done", "rejects")))
+    return Record(*(ingest_plan.read_record(run, kind, number) for kind in ("done", "rejects")))
 
 
 def _only(entry: Entry, files: set[tuple[str, str]]) -> Entry:
@@ -149,8 +145,3 @@ def units_of(files: pa.Table) -> listing.Units:
     unit = files["unit"].to_numpy()
     starts = np.flatnonzero(np.diff(unit, prepend=-1)).tolist()
     return listing.Units(listing.Files(files.select(listing.SCHEMA.names)), starts)
-
-
-def _in_threads(do: Callable[[int], T], numbers: Iterable[int]) -> list[T]:
-    with ThreadPoolExecutor(AT_ONCE) as pool:
-        return list(pool.map(do, numbers))

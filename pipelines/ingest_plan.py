@@ -3,6 +3,7 @@
     DATASET/runs/RUN/plan.parquet           every source file to read, in the order of its uri, with its unit
     DATASET/runs/RUN/done/00000003.parquet  unit 3 is finished: a row a shard, as in the manifest; written last
     DATASET/runs/RUN/rejects/00000003.parquet   its source files that are no photo
+    DATASET/runs/RUN/attempts/00000003.json     unit 3 is at work (ingest_attempts.py); gone when it is done
     DATASET/runs/RUN/rejects.parquet        all source files that are no photo, of this snapshot and those before
     DATASET/runs/RUN/finished.json          when, where, with what: facts that the manifest must not hold
     DATASET/runs/unfinished/KEY             the name of the newest run of this source and these settings, until it ends
@@ -17,20 +18,22 @@ dataset went on to another snapshot meanwhile. Then the law is weaker: the same 
 tiles, and the same rejects as an undisturbed ingest of that listing (where none of its reads fails), but in shards that
 may be cut elsewhere, stand in another order, and hold rows of files that changed or vanished since, which are `dropped`.
 
-What stands in the parent under the same (uri, etag) is not read again. A photo whose file changed is read anew; its
-old row stays in its shard and is named in the manifest's `dropped`. A file that vanished from the source keeps its
-photo, unless the plan removes what is missing; then photos of this source go the same way, those of other sources
-stay. Of photos with equal bytes the parent's is kept, else the first by uri; the other is rejected as `duplicate`, and
-read again only if the one that was kept is replaced or removed.
+What stands in the parent under the same (uri, etag; and size, see listing.version) is not read again. A photo whose file
+changed is read anew; its old row stays in its shard and is named in the manifest's `dropped`. A file that vanished from
+the source keeps its photo, unless the plan removes what is missing; then photos of this source go the same way, those of
+other sources stay. Of photos with equal bytes the parent's is kept, else the first by uri; the other is rejected as
+`duplicate`, and read again only if the one that was kept is replaced or removed. Files that were rejected for a PASSING
+reason are tried again by the next ingest, also where this one made no snapshot.
 """
 
 import functools
 import hashlib
 import io
 import json
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -51,7 +54,7 @@ LEAST_UNIT_PHOTOS = 4
 PLAN = pa.schema([("unit", pa.int32()), *listing.SCHEMA])
 REJECTS = pa.schema([("uri", pa.string()), ("etag", pa.string()), ("reason", pa.string()), ("detail", pa.string()),
                      ("image_id", pa.string())])  # image_id of a duplicate, else ""
-PASSING = ("changed", "unreadable", "no_decoder")
+PASSING = ("changed", "unreadable", "no_decoder", "killed")
 """Reasons that say nothing of the file itself: the next ingest tries again."""
 MOST_REMOVED = 0.5
 """Share of a source's photos that may go at once. A listing that lacks more is more often a source that was renamed, is
@@ -60,8 +63,12 @@ refresh shall stop for that. Nothing is lost for ever either way: older snapshot
 SHARED_FIELDS = ("tile_px", "codec", "min_side_px", "val_fraction")
 """Config fields that all snapshots of a dataset share."""
 
+AT_ONCE = 8
+"""Small files read or written at the same time."""
+
 Entry = dict[str, Any]
 Reject = dict[str, str]
+T = TypeVar("T")
 
 
 class TooManyRemoved(DatasetError):
@@ -99,6 +106,8 @@ class Plan:
     """An unfinished run whose done units this one takes over (ingest_carry.py), because its source has changed since."""
     carried: tuple[int, ...] = ()
     """What units 0, 1, … of this plan are called there; those after them are to be read."""
+    lost: tuple[str, ...] = ()
+    """sha256 of the parent's shards that the next manifest shall not name; their photos are read again."""
 
     @property
     def photos(self) -> int:
@@ -114,6 +123,8 @@ class Plan:
             digest.update(json.dumps([number, *unit]).encode())
         if self.removed or self.forgotten:
             digest.update(json.dumps([self.removed, self.forgotten]).encode())
+        if self.lost:
+            digest.update(json.dumps(["lost", self.lost]).encode())
         return digest.hexdigest()[:16]
 
     def uri(self, *parts: str) -> str:
@@ -124,19 +135,33 @@ class Plan:
 # ---------------------------------------------------------------- before
 
 
-def make_plan(
-    source: str, dataset: str, *, config: IngestConfig, group: str, remove_missing: bool = False,
-    most_removed: float = MOST_REMOVED,
-) -> Plan:
-    """What to read from `source`, and, if asked, what to remove. Raises ConfigError, StorageError or DatasetError, all
-    before any work; a listing with nothing in it is an error, never a reason to remove, and so is one (TooManyRemoved)
-    that lacks more than the share `most_removed` of the photos that the dataset has from this source."""
+def places(source: str, dataset: str) -> tuple[str, str]:
+    """Both addresses, absolute. Raises ConfigError, StorageError or DatasetError where they cannot be what they are for."""
+    require_dataset_address(dataset)
     source, dataset = storage.absolute(source), storage.absolute(dataset)
     if f"{dataset}/".startswith(f"{source}/"):
         raise ConfigError(f"dataset={dataset}: it lies inside the source {source}, whose files would then hold shards; "
                           "name a place outside")
     storage.require_root(dataset)
     storage.require_root(source)
+    return source, dataset
+
+
+def require_dataset_address(dataset: str) -> None:
+    """Raise DatasetError for the address of one snapshot."""
+    if snapshot.split_address(dataset)[1] is not None:
+        raise DatasetError(f"{dataset}: it names one snapshot, which never changes; expected the dataset's address")
+
+
+def make_plan(
+    source: str, dataset: str, *, config: IngestConfig, group: str, remove_missing: bool = False,
+    most_removed: float = MOST_REMOVED, lost: Collection[str] = (),
+) -> Plan:
+    """What to read from `source`, and, if asked, what to remove. Raises ConfigError, StorageError or DatasetError, all
+    before any work; a listing with nothing in it is an error, never a reason to remove, and so is one (TooManyRemoved)
+    that lacks more than the share `most_removed` of the photos that the dataset has from this source. `lost`: shards
+    (sha256) that are not whole; those with photos of this source are to be replaced."""
+    source, dataset = places(source, dataset)
     parent = read_parent(dataset, config)
     listed = listing.in_order(storage.list_objects(source))
     if not listed:
@@ -146,9 +171,16 @@ def make_plan(
         (alive(parent.entries), parent.rejects) if parent and remove_missing else ((), ())))
     removed = missing(photos, source, here)
     require_few_removed(removed, len(missing(photos, source, ())), source, dataset, most_removed)
-    todo = unseen(listed, parent, config, source=source, removed=removed)
-    return Plan(source=source, dataset=dataset, group=group, config=config, parent=parent, listed=len(listed),
+    replaced = lost_here(parent, source, lost) if parent and lost else ()
+    todo = unseen(listed, parent, config, source=source, removed=removed, lost=replaced)
+    return Plan(source=source, dataset=dataset, group=group, config=config, parent=parent, listed=len(listed), lost=replaced,
                 units=cut(todo, config), removed=removed, forgotten=missing(rejects, source, here))
+
+
+def lost_here(parent: Parent, source: str, lost: Collection[str]) -> tuple[str, ...]:
+    """Those of the `lost` shards that hold photos of `source`."""
+    return tuple(sorted(entry["sha256"] for entry in parent.entries if entry["sha256"] in lost
+                        and missing((row["uri"] for row in alive([entry])), source, ())))
 
 
 def missing(uris: Iterable[str], source: str, here: Collection[str]) -> tuple[str, ...]:
@@ -185,21 +217,24 @@ def read_parent(dataset: str, config: IngestConfig) -> Parent | None:
 
 def unseen(
     listed: listing.Files, parent: Parent | None, config: IngestConfig, *, source: str, removed: Collection[str],
+    lost: Collection[str] = (),
 ) -> listing.Files:
-    """The listed files that the parent does not know in this version, and the twins of photos that are `removed`."""
+    """The listed files that the parent does not know in this version, those in its shards that are `lost`, and the twins
+    of photos that go."""
     if parent is None:
         return listed
-    kept = {row["uri"]: row for row in alive(parent.entries)}
+    kept = {row["uri"]: row for row in alive(entry for entry in parent.entries if entry["sha256"] not in lost)}
     same_limits = configs.flat(config) in [row["config"] for row in recorded_sources(parent.info) if row["source"] == source]
-    now = {info.uri: info.etag for info in listed}
+    now = {info.uri: listing.version(info) for info in listed}
     gone = set(removed)
-    replaced = {row["image_id"] for uri, row in kept.items()
-                if now.get(uri, row["etag"]) != row["etag"] or uri in gone}
+    twins = {row["image_id"] for row in parent.rejects} - {""}
+    stay = {row["image_id"] for uri, row in kept.items() if row["image_id"] in twins
+            and now.get(uri, row["etag"]) == row["etag"] and uri not in gone}
     known = {(uri, row["etag"]) for uri, row in kept.items()}
     known |= {(row["uri"], row["etag"]) for row in parent.rejects
               if (row["reason"] == "duplicate" or same_limits) and row["reason"] not in PASSING
-              and row["image_id"] not in replaced}
-    return listed.where(lambda info: (info.uri, info.etag) not in known)
+              and (row["reason"] != "duplicate" or row["image_id"] in stay)}
+    return listed.where(lambda info: (info.uri, listing.version(info)) not in known)
 
 
 def cut(files: Sequence[ObjectInfo], config: IngestConfig) -> listing.Units:
@@ -235,6 +270,14 @@ def forget_units(plan: Plan, shards_at_fault: Collection[str]) -> int:
             storage.delete(record)
             forgotten += 1
     return forgotten
+
+
+def forget_passing(plan: Plan, outcome: "Outcome") -> None:
+    """The same for units that hold a file with a PASSING reject: where no snapshot is made, the next run has this name."""
+    again = {row["uri"] for row in outcome.new_rejects if row["reason"] in PASSING}
+    if again:
+        units = [number for number, unit in enumerate(plan.units) if any(info.uri in again for info in unit)]
+        in_threads(lambda number: storage.delete(record_uri(plan.uri(), "done", number)), units)
 
 
 def done_units(run_uri: str) -> set[int]:
@@ -290,14 +333,14 @@ def recorded_sources(info: dict[str, Any]) -> list[dict[str, Any]]:
 
 def assemble(plan: Plan) -> Outcome:
     """The parent's entries and the units' in plan order, without what was replaced and without duplicates."""
-    numbers = range(len(plan.units))
-    fresh = [entry for n in numbers for entry in read_rows(record_uri(plan.uri(), "done", n))]
-    rejects = [row for n in numbers for row in read_rows(record_uri(plan.uri(), "rejects", n))]
+    fresh, rejects = ([row for rows in in_threads(functools.partial(read_record, plan.uri(), kind), range(len(plan.units)))
+                       for row in rows] for kind in ("done", "rejects"))
     passing = {row["uri"] for row in rejects if row["reason"] in PASSING}
     planned = {info.uri for unit in plan.units for info in unit}
     gone = (planned - passing) | {*plan.removed}
     old = plan.parent.entries if plan.parent else []
-    old = [dropping(entry, [r for r, uri in enumerate(entry["uris"]) if uri in gone]) for entry in old]
+    old = [dropping(entry, [r for r, uri in enumerate(entry["uris"]) if uri in gone]) for entry in old
+           if entry["sha256"] not in plan.lost]
     first = {row["image_id"]: "" for row in alive(old)}  # whose photo is kept; "": the parent's
     for row in sorted(alive(fresh), key=lambda row: row["uri"].encode()):  # a plan that continues is not in this order
         first.setdefault(row["image_id"], row["uri"])
@@ -366,6 +409,11 @@ def parquet(table: pa.Table) -> bytes:
     return buffer.getvalue()
 
 
+def read_record(run_uri: str, kind: str, number: int) -> list[dict[str, Any]]:
+    """The rows of a unit's "done" or "rejects"."""
+    return read_rows(record_uri(run_uri, kind, number))
+
+
 def read_rows(uri: str) -> list[dict[str, Any]]:
     """The rows of a parquet file."""
     try:
@@ -373,3 +421,9 @@ def read_rows(uri: str) -> list[dict[str, Any]]:
     except pa.ArrowException as error:
         raise DatasetError(f"{uri}: it is no parquet file; expected what an ingest wrote; delete it and run the ingest "
                            "again") from error
+
+
+def in_threads(do: Callable[[int], T], numbers: Iterable[int]) -> list[T]:
+    """What `do` gives for each number, in their order, AT_ONCE at a time."""
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        return list(pool.map(do, numbers))

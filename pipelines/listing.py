@@ -9,10 +9,19 @@ from typing import Any, overload
 
 import pyarrow as pa
 
+from infd.s3 import EMPTY_ETAGS
 from infd.storage import ObjectInfo
 
 CHUNK = 4096
 SCHEMA = pa.schema([("uri", pa.large_string()), ("etag", pa.large_string()), ("size", pa.int64())])
+
+
+def version(info: ObjectInfo) -> str:
+    """What a dataset records as the etag of a file: the listed one, and the size where the store gives one etag for all.
+
+    Not for every file: rows of before hold the etag alone, and would all be read again.
+    """
+    return f"{info.etag}-{info.size}" if info.size and info.etag in EMPTY_ETAGS else info.etag
 
 
 class Files(Sequence[ObjectInfo]):

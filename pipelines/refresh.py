@@ -3,7 +3,7 @@
 Sources, groups and configs are those that the newest snapshot records. What an ingest would commit is verified first:
 every byte of its new shards, the pixels of a sample of its new photos, the manifest, the presence of all shards. Only
 then is the manifest written, so a snapshot that fails is never one that `open_dataset` gives. A refresh that is killed
-goes on where it was; two at once exclude each other by a lease (infd/lease.py) at DATASET/runs/refresh.lease.
+goes on where it was; two at once, or one and a plain ingest, exclude each other by a lease (pipelines.ingest.alone).
 """
 
 import logging
@@ -16,9 +16,9 @@ from infd import lease, storage
 from infd.config import IngestConfig
 from infd.data import history, snapshot, verify
 from infd.data.verify import Content, Finding, Report
-from infd.errors import DatasetError, InfdError
+from infd.errors import DatasetError, InfdError, PreconditionFailed
 from pipelines import ingest_plan
-from pipelines.ingest import Ingested, ingest
+from pipelines.ingest import Ingested, alone, ingest
 from pipelines.ingest_plan import Outcome, Plan
 from pipelines.ingest_report import readable
 from pipelines.progress import duration
@@ -38,7 +38,8 @@ class VerificationFailed(DatasetError):
 
 @dataclass(frozen=True, kw_only=True)
 class Refreshed:
-    """`snapshot_uri` is what readers get from now on; `report` is a page for people; `exit_code` is 0, 1, 2, 4 or 5."""
+    """`snapshot_uri` is what readers get from now on; `report` is a page for people; `exit_code` is 0, 1, 2, 4 or 5,
+    that of the first source that failed."""
 
     snapshot_uri: str
     exit_code: int
@@ -72,31 +73,34 @@ class Course:
 
 def refresh(
     dataset: str, *, remove_missing: bool = False, most_removed: float = ingest_plan.MOST_REMOVED,
-    sample: int = verify.SAMPLED_PHOTOS, patience_s: float = lease.PATIENCE_S,
+    repair: bool = False, sample: int = verify.SAMPLED_PHOTOS, patience_s: float = lease.PATIENCE_S,
 ) -> Refreshed:
     """Take what is new at the sources of `dataset` into a verified snapshot; nothing new is fine too.
 
+    `repair`: photos in shards that are not in the store, or have another size there, are read again; the new snapshot does
+    not name these shards. A source that fails does not keep the others from being refreshed.
     Law: readers see the old snapshot or a verified one, wherever it stops. Raises LeaseHeld (exit code 3) where another
-    refresh is at work (one that gave no sign of life for patience_s is not), DatasetError where there is no dataset, or
-    one without a source.
+    refresh or ingest is at work (one that gave no sign of life for patience_s is not), DatasetError where there is no
+    dataset, or one without a source.
     """
-    if snapshot.split_address(dataset)[1] is not None:
-        raise DatasetError(f"{dataset}: it names one snapshot, which never changes; expected the dataset's address")
+    ingest_plan.require_dataset_address(dataset)
     root, _ = history.located(dataset)
-    with lease.held(storage.join(root, "runs", "refresh.lease"), what=f"refresh of {root}", patience_s=patience_s):
+    with alone(root, what="refresh of", patience_s=patience_s):
         number = snapshot.newest_number(root) or 0
         course = Course(root=root, before=number)
+        lost = lost_shards(root, number) if repair else ()
         for row in sources_of(root, number):
             part = Part(source=row["source"], group=row["group"] or "")
             course.parts.append(part)
             try:
                 config = configs.unflat(IngestConfig, row["config"])
                 part.made = ingest(part.source, root, config=config, group=part.group, remove_missing=remove_missing,
-                                   most_removed=most_removed, accept=verified(part, sample=sample))
+                                   most_removed=most_removed, lost=lost, accept=verified(part, sample=sample))
                 part.plan, part.outcome = part.made.plan, part.made.outcome
             except InfdError as error:
                 part.error = error
-                break
+                if isinstance(error, PreconditionFailed):  # someone else commits to this dataset
+                    break
         return finished(course)
 
 
@@ -107,6 +111,13 @@ def sources_of(root: str, number: int) -> list[dict]:
         raise DatasetError(f"{root}@{number}: it records no source, it was not made by an ingest; expected one to refresh "
                            "from; run jobs/ingest.py --source … once")
     return found
+
+
+def lost_shards(root: str, number: int) -> set[str]:
+    """sha256 of the snapshot's shards that are not in the store, or have another size there."""
+    lost = {finding.shard for finding in verify.missing_shards(verify.read_content(f"{root}@{number}"))}
+    logger.info("%s@%d: %d shards are lost", root, number, len(lost))
+    return lost
 
 
 def verified(part: Part, *, sample: int) -> Callable[[Plan, Outcome], None]:
@@ -122,14 +133,25 @@ def verified(part: Part, *, sample: int) -> Callable[[Plan, Outcome], None]:
             raise VerificationFailed(
                 f"{plan.dataset}: the snapshot that run {plan.run} made is not what it should be "
                 f"({len(part.checked.findings)} findings, first: {part.checked.findings[0].text}); nothing was committed; "
-                f"see {plan.uri('findings.txt')}; the next refresh writes {again} units anew")
+                f"see {plan.uri('findings.txt')}; the next refresh writes {again} units anew"
+                + advice(len(at_fault & parents_shards(plan))))
 
     return accept
 
 
+def parents_shards(plan: Plan) -> set[str]:
+    """sha256 of the shards that were there before."""
+    return {entry["sha256"] for entry in plan.parent.entries} - {*plan.lost} if plan.parent else set()
+
+
+def advice(lost: int) -> str:
+    """What to do about shards of before, which no refresh writes by itself."""
+    return f"; {lost} shards of before are lost: restore them, or run this with --repair" if lost else ""
+
+
 def check_new(plan: Plan, outcome: Outcome, *, sample: int) -> Report:
     """Verify what a run would commit: every byte of the shards that the parent has not, a sample of their photos."""
-    had = {entry["sha256"] for entry in plan.parent.entries} if plan.parent else set()
+    had = parents_shards(plan)
     new = [i for i, entry in enumerate(outcome.entries) if entry["sha256"] not in had]
     number = plan.parent.number + 1 if plan.parent else 1
     content = Content(root=plan.dataset, name=f"{plan.dataset}@{number}", entries=outcome.entries, info=outcome.info(plan))
@@ -153,9 +175,10 @@ def finished(course: Course) -> Refreshed:
 
 def report_text(course: Course, number: int) -> str:
     """One page of markdown: what came of it, then each source."""
-    failed = [part.error for part in course.parts if part.error]
+    failed = [(part.error.exit_code, part.source) for part in course.parts if part.error]
     new = [part for part in course.parts if part.made and part.made.is_new]
-    done = (f"**failed**, exit code {failed[0].exit_code}" if failed else "**new snapshot**" if new else "**nothing new**")
+    done = (f"**failed**, exit code {failed[0][0]}, at {', '.join(source for _, source in failed)}" if failed
+            else "**new snapshot**" if new else "**nothing new**")
     when = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(course.began))
     lines = [f"# Refresh of {course.root}", "", f"{when}, took {duration(time.time() - course.began)}: {done}. Readers get "
              f"snapshot {number}" + (f" (before: {course.before})." if number != course.before else ", as before."), ""]

@@ -4,6 +4,7 @@ Legend: B samples of a batch, L side of lowres, P side of a patch. All pixels ar
 conversion are made on the device.
 """
 
+import logging
 import threading
 import time
 from collections import deque
@@ -22,6 +23,8 @@ from infd.data.cache import ShardCache
 from infd.data.order import Order, Sample
 from infd.data.snapshot import Dataset
 from infd.errors import DatasetError, InfdError
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -77,6 +80,7 @@ class Loader:
             self._cache = ShardCache(
                 config.cache_dir, max_bytes=config.cache_bytes, uri_of=dataset.shard_uri, on_evict=dataset.forget)
             dataset.fetch = self._cache.fetch
+            warn_of_small_cache(dataset, order, slots, config.cache_bytes)
         self._pool = ThreadPoolExecutor(config.threads, thread_name_prefix="infd-loader")
         self._pending: deque[tuple[Batch, list[Future[None]]]] = deque()
         self._next_step = start_step
@@ -228,3 +232,13 @@ class Loader:
         self._wait_s += now_s - called_s
         self._total_s += now_s - began_s
         self._since_s = now_s
+
+
+def warn_of_small_cache(dataset: Dataset, order: Order, slots: range, cache_bytes: int) -> None:
+    """Say so where the shards that `slots` read at the same time have no room: some ten fetches of each an epoch."""
+    sizes = [shard.bytes for shard in dataset.manifest.shards]
+    count = min(order.shards_at_once(slots), len(sizes))
+    if (needed := min(count * max(sizes), sum(sizes))) > cache_bytes:
+        logger.warning("loader.cache_bytes=%d: %d slots read from up to %d shards at the same time, %d bytes; shards will be "
+                       "fetched again and again; set loader.cache_bytes=%d, or share the slots among more workers",
+                       cache_bytes, len(slots), count, needed, needed)

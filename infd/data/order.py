@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
+from math import ceil
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import numpy as np
@@ -117,6 +118,12 @@ class Order:
     def shards(self, step: int, slots: range) -> list[int]:
         """Shards that `slots` read at `step`, rising, each once."""
         return np.unique(shard_index(self.first_row, self.rows(step, slots))).tolist()
+
+    def shards_at_once(self, slots: range) -> int:
+        """Shards, at most, among which `slots` choose at the same time: a cache of fewer fetches most of them anew at every
+        turn. No more than the slots go through in an epoch."""
+        share = len(slots) / self.batch_size
+        return sum(min(WINDOW_SHARDS * len(slots), ceil(share * len(np.unique(walk.photo_shards))) + 1) for walk in self.walks)
 
     def _parts(self, manifest: Manifest) -> list[tuple[np.ndarray, int]]:
         """(rows, seed) of each walk: one of all photos, or one of the balanced group and one of the others."""

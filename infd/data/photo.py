@@ -38,6 +38,7 @@ REASONS = {
     "no_decoder": "a HEIC, and this machine has no decoder for it: install infd[heic]; the next ingest tries again",
     "changed": "the file changed between plan and read; the next ingest sees it",
     "unreadable": "the file is gone, the store refuses to give it, or memory is too small for it",
+    "killed": "the process that reads it ended twice at this file (a crash of the decoder, or a kill for its memory)",
     "duplicate": "another photo of the dataset has the same bytes",
 }
 """Why a source file is no photo: the closed vocabulary of `rejects`, and what each word means."""

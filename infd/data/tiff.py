@@ -31,8 +31,9 @@ BAND_PX = 1 << 20
 GREY_INVERTED, GREY, RGB, PALETTE, CMYK, YCBCR = 0, 1, 2, 3, 5, 6
 SAMPLES = {GREY_INVERTED: 1, GREY: 1, RGB: 3, PALETTE: 1, CMYK: 4, YCBCR: 3}
 MODES = {GREY_INVERTED: "L", GREY: "L", RGB: "RGB", PALETTE: "RGB", CMYK: "CMYK", YCBCR: "RGB"}
-MAX_GROWTH = 2
-"""No codec here makes noise twice as long: what a block has beyond that is not read."""
+MAX_GROWTH, JPEG_MAX_GROWTH, HEAD_BYTES = 2, 4, 4096
+"""No codec here makes noise twice as long (a JPEG: at most 27 bits a sample), tables and headers aside: what a block has
+beyond that is not read, or many small blocks that share their bytes would take hours."""
 NONE, LZW, JPEG, DEFLATE, DEFLATE_OLD, PACKBITS, ZSTD, WEBP = 1, 5, 7, 8, 32946, 32773, 50000, 50001
 
 
@@ -143,6 +144,8 @@ def _layout(data: bytes) -> Layout:
                         webp=compression == WEBP and (colour != RGB or samples > 4 or planar))
     if width < 1 or height < 1 or (tiled and min(block) < 16):
         raise ValueError("sides")
+    if 347 in fields and fields[347].nbytes > HEAD_BYTES:  # read again for every block; full tables have 2.8 KB
+        raise ValueError("tables")
     palette = None
     if colour == PALETTE:
         palette = (fields[320][:3 << bits].reshape(3, 1 << bits) >> 8).astype(np.uint8).T  # (levels, 3)
@@ -181,11 +184,13 @@ def _block(data: bytes, it: Layout, number: int, rows: int) -> np.ndarray:
     if start + count > len(data) or not count:
         raise PhotoError("truncated", "TIFF strips")
     columns, samples = it.block[1], 1 if it.planar else it.samples
-    if it.compression == JPEG:
-        return _jpeg(data[start:start + count], it, rows, columns, samples)
-    if it.compression == WEBP:
+    if it.compression in (JPEG, WEBP):
+        growth = JPEG_MAX_GROWTH if it.compression == JPEG else MAX_GROWTH
+        coded = data[start:start + min(count, growth * it.block[0] * columns * samples + HEAD_BYTES)]
+        if it.compression == JPEG:
+            return _jpeg(coded, it, rows, columns, samples)
         out = np.empty((rows, columns, samples), np.uint8)  # of other sides than it the decoder refuses a picture
-        return imagecodecs.webp_decode(data[start:start + count], out=out)
+        return imagecodecs.webp_decode(coded, out=out)
     line = -(-columns * samples * it.bits // 8)
     raw = _inflated(data[start:start + min(count, MAX_GROWTH * rows * line + 64)], it.compression, rows * line)
     if len(raw) < rows * line:

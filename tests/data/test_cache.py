@@ -9,13 +9,17 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from infd import s3, storage
+from infd.config import CropConfig
+from infd.data.ahead import FetchAhead
 from infd.data.cache import ShardCache
-from infd.data.snapshot import ShardEntry
+from infd.data.order import Order
+from infd.data.snapshot import Manifest, ShardEntry
 from infd.errors import DatasetError, StorageError
 
 
@@ -327,3 +331,30 @@ def test_law_stopping_ends_a_fetch_from_a_store_that_is_gone(origin: Origin, mon
             asked.result(timeout=5)
     cache.close()
     cache.close()
+
+
+@pytest.mark.parametrize(("room", "least", "most"), [(1.0, 1.0, 1.3), (0.5, 5.0, 100.0)])
+def test_law_an_epoch_fetches_a_shard_about_once_where_there_is_room(
+    tmp_path: Path, fetched: list[str], monkeypatch: pytest.MonkeyPatch, room: float, least: float, most: float
+) -> None:
+    """Room for what the slots read at the same time is enough, with fetching ahead too; half of it is by far too little."""
+    monkeypatch.setattr(os, "fsync", lambda _: None)
+    slots, rows = range(8), 20
+    origin = Origin(tmp_path, [100 + i for i in range(160)])
+    n = rows * len(origin.shards)
+    sides = np.full(n, 64, np.int32)
+    order = Order(Manifest(shards=origin.shards, first_row=np.arange(0, n + 1, rows), short_side=sides, long_side=sides,
+                           split=np.zeros(n, np.uint8), group=np.zeros(n, np.int32), group_names=[""]),
+                  CropConfig(patch_px=16, lowres_px=16, r_min=16, r_max=64), batch=len(slots), seed=0)
+    max_bytes = int(room * order.shards_at_once(slots) * 260)
+    cache = ShardCache("", max_bytes=max_bytes, uri_of=origin.uri_of)
+    ahead = FetchAhead(order, cache, origin.shards, slots=slots, start_step=0, budget_bytes=max_bytes // 2)
+    for step in range(order.epoch_steps):
+        ahead.reached(step)
+        for shard in order.shards(step, slots):
+            with cache.use(origin.shards[shard]):
+                pass
+    ahead.close()
+    cache.close()
+    assert least <= len(fetched) / len(origin.shards) <= most
+    assert len(set(fetched)) == len(origin.shards)

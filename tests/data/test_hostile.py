@@ -141,6 +141,7 @@ def bombs() -> Iterator[tuple[str, bytes]]:
     tiled = ((258, 3, 8), (259, 3, 8), (262, 3, 1), (324, 4, at), (325, 4, len(zeros)))
     yield "bomb_tile.tif", tiff_file((256, 4, 64), (257, 4, 48), (322, 4, 1 << 16), (323, 4, 1 << 16), *tiled, tail=zeros)
     yield "tiny_tiles.tif", tiff_file((256, 4, 4000), (257, 4, 4000), (322, 4, 16), (323, 4, 16), *tiled, tail=zeros)
+    yield from shared_blocks()
     yield "many_samples.tif", tiff_file((256, 4, 64), (257, 4, 48), (273, 4, at), (258, 3, 8), (259, 3, 1), (262, 3, 2),
                                         (277, 3, 65535), (279, 4, 1 << 30), tail=bytes(1 << 16))
     for kind, place in (("none", 0), ("self", 8)):
@@ -160,6 +161,29 @@ def bombs() -> Iterator[tuple[str, bytes]]:
         at = data.index(b"ispe") + 8
         for width, height in ((0xFFFFFFFF, 0xFFFFFFFF), (1 << 16, 1 << 16), (4400, 4400), (0, 0), (64, 48)):
             yield f"ispe_{width}x{height}_{name}", data[:at] + struct.pack(">II", width, height) + data[at + 8:]
+
+
+def shared_blocks(sides: tuple[int, int] = (2200, 2200)) -> Iterator[tuple[str, bytes]]:
+    """TIFFs of many 16 × 16 tiles that all are one range of 10 MB, or all read tables of 10 MB."""
+    width, height = sides
+    tiles = -(-width // 16) * -(-height // 16)
+    noise = np.random.default_rng(0).integers(0, 256, (16, 16, 3), np.uint8)
+    scan_by_scan = encoded(Image.fromarray(noise), "JPEG", progressive=True)
+    webp = imagecodecs.webp_encode(noise, lossless=True)
+    comments = (b"\xff\xfe\0\2" * 2_500_000)
+    for name, block, compression, tables in (
+        ("jpeg", scan_by_scan[:-2] + b"\xff\0" * 5_000_000, 7, b""), ("webp", webp + bytes(10_000_000), 50001, b""),
+        ("riff", webp[:4] + struct.pack("<I", 10_000_000) + webp[8:] + b"JUNK\2\0\0\0ab" * 1_000_000, 50001, b""),
+        ("tables", scan_by_scan, 7, b"\xff\xd8" + comments + b"\xff\xd9"),
+    ):
+        at = 8 + 2 + 12 * 11 + 4
+        lists = struct.pack(f"<{tiles}I", *[at] * tiles) + struct.pack(f"<{tiles}I", *[len(block)] * tiles)
+        fields = [(256, 4, 1, width), (257, 4, 1, height), (258, 3, 1, 8), (259, 3, 1, compression), (262, 3, 1, 2),
+                  (277, 3, 1, 3), (322, 4, 1, 16), (323, 4, 1, 16), (324, 4, tiles, at + len(block)),
+                  (325, 4, tiles, at + len(block) + 4 * tiles),
+                  (347, 7, max(4, len(tables)), at + len(block) + 8 * tiles) if tables else (65000, 4, 1, 0)]
+        yield f"shared_{name}.tif", (b"II*\0" + struct.pack("<IH", 8, 11) + b"".join(struct.pack("<HHII", *f) for f in fields)
+                                     + bytes(4) + block + lists + tables)
 
 
 def metadata(rng: np.random.Generator) -> Iterator[tuple[str, bytes]]:

@@ -108,6 +108,18 @@ def test_ref_batches_are_what_the_dataset_reads(dataset: Dataset, place: str) ->
             assert np.array_equal(batch.lowres[i].permute(1, 2, 0), dataset.lowres(s.row, size=32, view=view))
 
 
+@pytest.mark.parametrize(("room", "slots", "warned"), [(1.0, 4, False), (0.9, 4, True), (0.3, 4, True), (0.6, 1, False)])
+def test_law_a_cache_too_small_for_the_slots_is_told(dataset, place, caplog, room, slots, warned) -> None:
+    """Seven shards, four slots: together they choose among all of them, one alone among a quarter and a bit."""
+    room_bytes = int(room * sum(shard.bytes for shard in dataset.manifest.shards))
+    Loader(dataset, order_of(dataset), LoaderConfig(cache_bytes=room_bytes), slots=range(slots)).close()
+    said = [record.getMessage() for record in caplog.records if record.name == "infd.data.loader"]
+    assert len(said) == (place == "remote" and warned)
+    for text in said:
+        assert text.startswith(f"loader.cache_bytes={room_bytes}: {slots} slots read from up to ")
+        assert "set loader.cache_bytes=" in text
+
+
 def test_ref_centred_views_use_the_stored_lowres(dataset: Dataset) -> None:
     with Loader(dataset, order_of(dataset, crop=replace(CROP, view="center")), LoaderConfig(), slots=range(4)) as batches:
         batch = next(batches)

@@ -279,6 +279,15 @@ def test_error_a_zstd_or_webp_tiff_with_more_or_less_than_its_sides():
             assert refusal(other).reason in ("corrupt", "truncated"), (kind, tag, side)
 
 
+@pytest.mark.parametrize("tile", [16, 64])
+def test_law_jpeg_blocks_of_noise_are_read_whole(tile):
+    """What bounds the bytes of a block is above the worst that an encoder makes: 0 and 255 at random, at quality 100."""
+    noise = np.random.default_rng(tile).choice([np.uint8(0), np.uint8(255)], (192, 192))
+    data = imagecodecs.tiff_encode(noise, compression="jpeg", level=100, photometric="minisblack", tile=(tile, tile))
+    assert len(data) > 1.1 * noise.size
+    assert np.abs(decoded(data).astype(int) - imagecodecs.tiff_decode(data)[..., None]).max() <= 1
+
+
 def test_error_a_heic_without_its_decoder_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "pillow_heif", None)
     error = refusal(Path(__file__).with_name("photos").joinpath("plain.heic").read_bytes())

@@ -244,7 +244,7 @@ def test_job_a_refresh_killed_with_its_cluster_ends_the_same(grown, tmp_path):
     assert without_leftovers(whole) == expected
     chance, dataset, at = random.Random(12), str(shutil.copytree(start, tmp_path / "killed")), []
     for least in (0, *sorted(chance.sample(range(1, done(whole) + 1), JOB_KILLS - 1))):
-        lease = Path(dataset, "runs", "refresh.lease")
+        lease = Path(dataset, "runs", "writer.lease")
         left = lease.read_bytes() if lease.exists() else b""
         job = begun(dataset)
         while job.poll() is None and (done(dataset) < least or not lease.exists() or lease.read_bytes() == left):
@@ -262,7 +262,7 @@ def test_job_a_refresh_killed_with_its_cluster_ends_the_same(grown, tmp_path):
     out, err = last.communicate()
     assert last.returncode == 0, err
     assert out == f"{dataset}@2\n" and without_leftovers(dataset) == expected
-    assert err.count("watching for 30 s") <= 1 and not Path(dataset, "runs", "refresh.lease").exists()
+    assert err.count("watching for 30 s") <= 1 and not Path(dataset, "runs", "writer.lease").exists()
     assert len(at) > 1
     print(f"\nkilled after {at} of {done(whole)} units; the last run took {time.monotonic() - began_s:.0f} s")
 

@@ -6,8 +6,9 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -18,14 +19,16 @@ from hypothesis import strategies as st
 from numpy.testing import assert_array_equal
 from pictures import encoded, picture
 from PIL import Image
+from stores import one_etag_for_all
 
 from infd import config as configs
-from infd import storage
+from infd import lease, storage
 from infd.config import IngestConfig
 from infd.data import photo, snapshot
 from infd.data.photo import REASONS
-from infd.errors import ConfigError, DatasetError, InfdError, StorageError
+from infd.errors import ConfigError, DatasetError, InfdError, PhotoError, StorageError
 from infd.storage import ObjectInfo
+from jobs import ingest as ingest_job
 from pipelines import cluster, ingest_plan, ingest_report
 from pipelines.ingest import Ingested, ingest, photo_rows, read_source, run_unit, task_of
 
@@ -261,6 +264,153 @@ def test_law_histogram_counts_each_side_once():
     assert all(b[0] == a[1] + 1 for a, b in zip(found, found[1:], strict=False))
 
 
+# ---------------------------------------------------------------- what passes is tried again
+
+
+def refusing(monkeypatch: pytest.MonkeyPatch, refused: set[str], read: list[str]) -> None:
+    """storage.read_object, which notes what it reads and refuses files of these names (403)."""
+    real = storage.read_object
+
+    def read_object(info: ObjectInfo) -> bytes:
+        read.append(Path(info.uri).name)
+        if read[-1] in refused:
+            raise storage.Unreadable(f"{info.uri}: 403")
+        return real(info)
+
+    monkeypatch.setattr(storage, "read_object", read_object)
+
+
+def test_law_a_refused_file_is_tried_again_though_the_last_ingest_made_no_snapshot(here, tmp_path, monkeypatch):
+    put_photos(tmp_path / "p", range(3))
+    (tmp_path / "p" / "b.png").write_bytes(encoded(picture(150, 140, 50)))
+    dataset, refused, read = str(tmp_path / "ds"), {"b.png"}, []
+    refusing(monkeypatch, refused, read)
+    assert len(uris(ingest(str(tmp_path / "p"), dataset, config=CONFIG))) == 3
+    for _ in range(2):  # its run is the same each time
+        read.clear()
+        assert not ingest(str(tmp_path / "p"), dataset, config=CONFIG).is_new and read == ["b.png"]
+    refused.clear()
+    made = ingest(str(tmp_path / "p"), dataset, config=CONFIG)
+    assert made.snapshot_uri == f"{dataset}@2" and "b.png" in uris(made)
+
+
+@pytest.mark.parametrize("reason", ["unreadable", "no_decoder"])
+def test_law_a_first_ingest_of_which_nothing_came_reads_again(here, photos, tmp_path, monkeypatch, reason):
+    dataset, decode, read = str(tmp_path / "ds"), photo.decode, []
+    refused = {path.name for path in photos.iterdir()} if reason == "unreadable" else set()
+
+    def without_decoder(data: bytes, **limits: float) -> Image.Image:
+        raise PhotoError("no_decoder", "install infd[heic]")
+
+    refusing(monkeypatch, refused, read)
+    if reason == "no_decoder":
+        monkeypatch.setattr(photo, "decode", without_decoder)
+    for _ in range(2):
+        read.clear()
+        with pytest.raises(DatasetError, match=rf"none of 14 files became a photo \({reason} 14\)"):
+            ingest(str(photos), dataset, config=CONFIG)
+        assert len(read) == 14
+    refused.clear()
+    monkeypatch.setattr(photo, "decode", decode)
+    assert len(uris(ingest(str(photos), dataset, config=CONFIG))) == 10
+
+
+def test_law_a_file_at_which_its_process_dies_is_one_reject(tmp_path, monkeypatch):
+    """A death is a KeyboardInterrupt here: nothing of the unit is written after it."""
+    put_photos(tmp_path / "p", range(6))
+    files, bad = list(storage.list_objects(str(tmp_path / "p"))), [2, 4]
+    hostile, decode, deaths = [Path(files[i].uri).read_bytes() for i in bad], photo.decode, []
+
+    def decode_or_die(data: bytes, **limits: float) -> Image.Image:
+        if data in hostile:
+            deaths.append(hostile.index(data))
+            raise KeyboardInterrupt
+        return decode(data, **limits)
+
+    monkeypatch.setattr(photo, "decode", decode_or_die)
+    run, session = f"{tmp_path}/ds/runs/x", ["driver 1"]
+
+    def attempt() -> bool:
+        try:
+            run_unit(task_of(0, files), run_uri=run, dataset=str(tmp_path / "ds"), config=configs.flat(CONFIG), group="",
+                     session=session[0])
+            return True
+        except KeyboardInterrupt:
+            return False
+
+    assert not attempt() and not attempt() and not attempt() and deaths == [0, 0, 0]
+    session[0] = "driver 2"  # whoever killed the first one killed its workers too: nothing is held against a file
+    tries = 1
+    while not attempt():
+        tries += 1
+    assert deaths[3:] == [0, 0, 1, 1] and tries == 5  # it had begun with names at once, so each died twice
+    rejects = ingest_plan.read_rows(f"{run}/rejects/00000000.parquet")
+    assert [(row["uri"], row["reason"], row["detail"]) for row in rejects] == [
+        (files[i].uri, "killed", "2 times") for i in bad]
+    assert "killed" in REASONS and "killed" in ingest_plan.PASSING
+    assert not list(Path(run, "attempts").iterdir())
+    (entry,) = ingest_plan.read_rows(f"{run}/done/00000000.parquet")
+    alone = run_unit(task_of(0, [info for i, info in enumerate(files) if i not in bad]), run_uri=f"{tmp_path}/b/runs/x",
+                     dataset=str(tmp_path / "b"), config=configs.flat(CONFIG), group="")
+    assert alone["files"] == 4 and ingest_plan.read_rows(f"{tmp_path}/b/runs/x/done/00000000.parquet") == [entry]
+
+
+def test_law_an_undisturbed_unit_costs_two_small_requests_more(tmp_path, monkeypatch):
+    put_photos(tmp_path / "p", range(3))
+    files, written = list(storage.list_objects(str(tmp_path / "p"))), []
+
+    def counting(name: str) -> Callable[..., None]:
+        real = getattr(storage, name)
+
+        def counted(uri: str, *rest: bytes) -> None:
+            written.append((name, uri.rsplit("/", 2)[-2]))
+            real(uri, *rest)
+
+        return counted
+
+    for name in ("put_if_absent", "put_atomic", "delete"):
+        monkeypatch.setattr(storage, name, counting(name))
+    run_unit(task_of(0, files), run_uri=f"{tmp_path}/ds/runs/x", dataset=str(tmp_path / "ds"), config=configs.flat(CONFIG),
+             group="", session="driver")
+    assert written == [("put_if_absent", "attempts"), ("put_atomic", "rejects"), ("put_atomic", "done"), ("delete", "attempts")]
+
+
+def test_law_records_of_units_are_read_several_at_once(here, photos, tmp_path, monkeypatch):
+    ingest(str(photos), str(tmp_path / "ds"), config=CONFIG)
+    plan = ingest_plan.make_plan(str(photos), str(tmp_path / "b"), config=CONFIG, group="")
+    shutil.copytree(next((tmp_path / "ds" / "runs").glob("*/plan.parquet")).parent, plan.uri())
+    real, two = ingest_plan.read_rows, threading.Barrier(2, timeout=20)
+
+    def read_rows(uri: str) -> list:
+        two.wait()  # goes on only while another one is under way
+        return real(uri)
+
+    expected = ingest_plan.assemble(plan)
+    assert len(plan.units) % 2 == 0 and expected.kept == 10
+    monkeypatch.setattr(ingest_plan, "read_rows", read_rows)
+    assert ingest_plan.assemble(plan) == expected
+
+
+def test_law_the_size_tells_versions_apart_where_a_store_gives_one_etag_for_all(here, photos, tmp_path, monkeypatch):
+    one_etag_for_all(monkeypatch)
+    read: list[str] = []
+    refusing(monkeypatch, set(), read)
+    dataset = str(tmp_path / "ds")
+    assert len(uris(ingest(str(photos), dataset, config=CONFIG))) == 10
+    (photos / "nothing.png").write_bytes(b"")
+    ingest(str(photos), dataset, config=CONFIG)
+    read.clear()
+    (photos / "p 03%é.png").write_bytes(encoded(picture(200, 180, 99)))
+    (photos / "notes.txt").write_bytes(b"not a photo, longer")
+    made = ingest(str(photos), dataset, config=CONFIG)
+    assert sorted(read) == ["notes.txt", "nothing.png", "p 03%é.png"] and made.snapshot_uri == f"{dataset}@2"
+    opened = snapshot.open_dataset(dataset)
+    row = uris(made).index("p 03%é.png")
+    assert_array_equal(opened.patch(row, r=180, y=0, x=0, size=180, view=0.0), np.asarray(picture(200, 180, 99))[:, :180])
+    read.clear()
+    assert not ingest(str(photos), dataset, config=CONFIG).is_new and read == []
+
+
 # ---------------------------------------------------------------- errors
 
 
@@ -288,6 +438,26 @@ def test_job_usage_errors_are_one_line(tmp_path):
     assert wrong.stderr.splitlines() == [f"ingest: {tmp_path}/none: no file there; expected a folder or prefix with "
                                          "photos; check the address"]
     assert subprocess.run([*command, "--source", "x"], capture_output=True, check=False).returncode == 2
+
+
+def test_error_an_ingest_into_one_snapshot_or_beside_another_ingest(photos, tmp_path, capsys):
+    dataset = str(tmp_path / "ds")
+    flags = ["--source", str(photos), "--min-side-px", "64"]
+    assert ingest_job.main([*flags, "--dataset", f"{dataset}@7"]) == 1
+    assert "names one snapshot, which never changes; expected the dataset's address" in capsys.readouterr().err
+    with lease.held(f"{dataset}/runs/writer.lease", what="a test", beat_s=0.2):
+        before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file() and path.suffix != ".lease"}
+        assert ingest_job.main([*flags, "--dataset", dataset]) == 3
+        assert {path: path.read_bytes() for path in before} == before and not list(Path(dataset, "runs").glob("*/plan.*"))
+    out, err = capsys.readouterr()
+    assert out == "" and f"ingest: ingest into {dataset}: process {os.getpid()} on " in err
+    assert {path.name for path in tmp_path.iterdir()} == {"photos", "ds"}
+
+
+def test_job_an_ingest_gives_its_lease_back(here, photos, tmp_path, capsys):
+    flags = ["--source", str(photos), "--dataset", str(tmp_path / "ds"), "--codec", "png", "--min-side-px", "64"]
+    assert ingest_job.main(flags) == 0 and ingest_job.main(flags) == 0
+    assert capsys.readouterr().out == f"{tmp_path}/ds@1\n" * 2 and not list(tmp_path.glob("ds/runs/*.lease"))
 
 
 # ---------------------------------------------------------------- through Ray
@@ -335,6 +505,7 @@ def test_law_a_killed_job_goes_on_to_the_same_snapshot(photos, tmp_path):
         time.sleep(0.01)
     os.killpg(job.pid, signal.SIGKILL)
     job.communicate()
+    Path(killed, "runs", "writer.lease").unlink()  # else the second would first watch it for half a minute
     done = len(list(Path(killed).glob("runs/*/done/*.parquet")))
     assert job.returncode == -signal.SIGKILL and not list(Path(killed).glob("snapshots/*"))
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from pictures import encoded, picture
+from stores import one_etag_for_all
 
 from infd import config as configs
 from infd import storage
@@ -228,6 +229,18 @@ def test_law_what_could_not_be_read_is_tried_again(photos, tmp_path, worker, mon
     put_photo(photos, "z new.png", 30)
     _, read = worker.whole(photos, dataset)
     assert read[0] == "p03.png" and len(read) == 1 + 14 + 1
+    worker.whole(photos, str(tmp_path / "undisturbed"))
+    assert content(dataset) == content(str(tmp_path / "undisturbed"))
+
+
+def test_law_done_units_are_kept_where_a_store_gives_one_etag_for_all(photos, tmp_path, monkeypatch):
+    one_etag_for_all(monkeypatch)
+    worker, dataset = Worker(monkeypatch), str(tmp_path / "ds")
+    first = worker.killed_after(3, photos, dataset)
+    (photos / "p02.png").write_bytes(encoded(picture(90, 80, 70)))
+    put_photo(photos, "z new.png", 30)
+    _, read = worker.whole(photos, dataset)
+    assert set(read) & set(first) == {"p02.png"} and len(read) == 14 + 2
     worker.whole(photos, str(tmp_path / "undisturbed"))
     assert content(dataset) == content(str(tmp_path / "undisturbed"))
 

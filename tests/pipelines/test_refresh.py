@@ -365,7 +365,7 @@ def test_job_snapshots_lists_and_compares(dataset, photos, capsys):
 
 
 def test_error_the_lease_names_its_holder(dataset):
-    with lease.held(f"{dataset}/runs/refresh.lease", what="a test", beat_s=0.2), \
+    with lease.held(f"{dataset}/runs/writer.lease", what="a test", beat_s=0.2), \
             pytest.raises(LeaseHeld, match=f"process {os.getpid()} on .* works on it"):
         refresh(dataset, patience_s=3)
 
@@ -392,6 +392,6 @@ def test_law_a_bucket_is_refreshed_through_ray(stack, bucket, photos, tmp_path, 
     assert [line.split()[2] for line in capsys.readouterr().out.splitlines()] == ["photos", "6", "8"]
     assert describe.main(["--dataset", f"{bucket}/ds", "--out", str(tmp_path / "page.html")]) == 0
     assert "p08.png" in (tmp_path / "page.html").read_text()
-    with lease.held(f"{bucket}/ds/runs/refresh.lease", what="a test", beat_s=0.5):
+    with lease.held(f"{bucket}/ds/runs/writer.lease", what="a test", beat_s=0.5):
         assert refresh_dataset.main(["--dataset", f"{bucket}/ds"]) == 3
     assert refresh_dataset.main(["--dataset", f"{bucket}/ds"]) == 0
