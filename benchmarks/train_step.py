@@ -1,73 +1,220 @@
-"""Steps a second of stage one at `tiny`: ours, and the published way of the same networks and losses, in one run.
+"""One training step of stage one: the published loop, each of our savings alone, ours, and ours at larger batches.
 
-The published way runs the losses backward three times for the adaptive weight and renders the discriminator's fake
-anew; ours differentiates each loss once and reuses the fake. Random data; LPIPS at weight 0, so that no weights are
-needed: with it the published way has one more backward through its trunk.
+Images a second, the largest memory of the device, and the share of its peak that goes into operations a step needs
+(`infd.training.plan.model_flops`, counted; the peak is named in the table, or measured by a large matrix product). Needs
+neither Ray nor a network: data is random, or read from a dataset; LPIPS has random weights, which is as much work.
+
+    python -m benchmarks.train_step --preset ffhq_1024 --batches 8 16 32 64 --profile step.txt
+    python -m benchmarks.train_step --dataset DATASET          # batches of a dataset, through the loader
 """
 
-import dataclasses
+import argparse
+import contextlib
+import gc
+import itertools
 import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import Literal
 
 import torch
 
-from infd.config import AutoencoderTrainingConfig, LossConfig
-from infd.data.loader import Batch
-from infd.losses.adversarial import adaptive_weight, hinge_d, hinge_g
-from infd.presets import tiny
+from benchmarks.published_loop import Published
+from infd.config import AutoencoderTrainingConfig
+from infd.data.loader import Batch, Loader
+from infd.data.order import Order
+from infd.data.snapshot import open_dataset
+from infd.losses.perceptual import Lpips
+from infd.presets import AUTOENCODER
 from infd.training.autoencoder import AutoencoderStage
+from infd.training.plan import model_flops
 from infd.training.world import World
 
-STEPS = 40
+Batches = Callable[[AutoencoderTrainingConfig], Iterator[Batch]]
+WARM_UP, LEAST_STEPS, LEAST_S = 5, 10, 10.0
+PEAKS = {"H200": 989e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12, "RTX 4090": 165e12}
+"""Dense bfloat16 operations a second that the makers state; of a CPU it is measured in float32."""
+MIB = 1 << 20
 
 
-def batch(config: AutoencoderTrainingConfig) -> Batch:
+@dataclass(frozen=True, kw_only=True)
+class Way:
+    """One row: what is switched on."""
+
+    name: str
+    published: bool = False
+    reuse_fake: bool = False
+    tf32: bool = False
+    precision: Literal["float32", "bfloat16"] = "float32"
+    channels_last: bool = False
+    compiled: bool = False
+
+
+PLAIN = [
+    Way(name="published: float32, eager", published=True),
+    Way(name="adaptive weight from one backward of each loss, alone"),
+    Way(name="fake reused, alone", published=True, reuse_fake=True),
+    Way(name="channels last, alone", published=True, channels_last=True),
+    Way(name="bfloat16, alone", published=True, precision="bfloat16"),
+    Way(name="compiled, alone", published=True, compiled=True),
+    Way(name="ours, float32, eager", reuse_fake=True),
+]
+ON_GPU = [
+    Way(name="TF32, alone", published=True, tf32=True),
+    Way(name="ours, eager", reuse_fake=True, tf32=True, precision="bfloat16", channels_last=True),
+    Way(name="ours", reuse_fake=True, tf32=True, precision="bfloat16", compiled=True),
+    Way(name="ours, channels last", reuse_fake=True, tf32=True, precision="bfloat16", compiled=True, channels_last=True),
+]
+ON_CPU = [Way(name="ours, channels last", reuse_fake=True, channels_last=True),
+          Way(name="ours, compiled", reuse_fake=True, compiled=True)]
+
+
+@dataclass(frozen=True)
+class Figures:
+    images_s: float
+    memory_bytes: int
+
+
+def configured(base: AutoencoderTrainingConfig, way: Way, batch: int) -> AutoencoderTrainingConfig:
+    loop = replace(base.loop, batch=batch, precision=way.precision, compiled=way.compiled, channels_last=way.channels_last)
+    return replace(base, loop=loop, loss=replace(base.loss, gan_from_step=1, fresh_fake=not way.reuse_fake))
+
+
+def random_batches(config: AutoencoderTrainingConfig) -> Iterator[Batch]:
     crop, count = config.crop, config.loop.batch
     sides = (crop.lowres_px, crop.patch_px)
-    lowres, patch = (torch.randint(0, 256, (count, 3, side, side), dtype=torch.uint8) for side in sides)
+    generator = torch.Generator().manual_seed(0)
+    lowres, patch = (torch.randint(0, 256, (count, 3, side, side), dtype=torch.uint8, generator=generator) for side in sides)
     r = torch.full((count,), crop.r_max)
-    return Batch(step=0, g=torch.arange(count), lowres=lowres, patch=patch, r=r, y=r // 3, x=r // 4, rows=[0] * count)
+    return itertools.repeat(Batch(step=0, g=torch.arange(count), lowres=lowres, patch=patch, r=r, y=r // 3, x=r // 4,
+                                  rows=[0] * count))
 
 
-def published_step(stage: AutoencoderStage, one: Batch) -> None:
-    """The published order of reference and losses, on the networks of `stage`."""
-    assert stage.discriminator is not None and stage.discriminator_adam is not None
-    inputs, config = stage.inputs(one), stage.config.loss
-    place = (inputs.lowres, inputs.r, inputs.y, inputs.x, inputs.patch.shape[-1])
-    output = stage.autoencoder(*place, noise=inputs.noise)
-    l1, g = (output.pred - inputs.patch).abs().mean(), hinge_g(stage.discriminator(output.pred))
-    last = stage.autoencoder.renderer.last_layer.weight
-    (rec,) = torch.autograd.grad(l1, last, retain_graph=True)
-    (gan,) = torch.autograd.grad(g, last, retain_graph=True)
-    loss = l1 + config.gan * adaptive_weight(rec, gan) * g + config.quantizer * output.quantizer_loss
-    stage.generator_adam.zero_grad()
-    stage.discriminator_adam.zero_grad()
-    loss.backward()
-    stage.generator_adam.step()
-    with torch.no_grad():
-        fake = stage.autoencoder(*place, noise=inputs.noise).pred
-    loss = hinge_d(stage.discriminator(inputs.patch), stage.discriminator(fake))
-    stage.discriminator_adam.zero_grad()
-    loss.backward()
-    stage.discriminator_adam.step()
+def figures(base: AutoencoderTrainingConfig, way: Way, batch: int, device: torch.device, batches: Batches) -> Figures:
+    """Steps until both LEAST_STEPS and LEAST_S are over, after a warm-up."""
+    config = configured(base, way, batch)
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = way.tf32
+    update = made(config, way, device)
+    feed = batches(config)
+    for step in range(1, WARM_UP + 1):
+        update(next(feed), step)
+    settle(device)
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+    steps, begun = 0, time.perf_counter()
+    while steps < LEAST_STEPS or time.perf_counter() - begun < LEAST_S:
+        update(next(feed), WARM_UP + 1 + steps)
+        steps += 1
+        if steps % LEAST_STEPS == 0:
+            settle(device)
+    settle(device)
+    took = time.perf_counter() - begun
+    used = torch.cuda.max_memory_allocated() if device.type == "cuda" else 0
+    return Figures(steps * batch / took, used)
 
 
-def main() -> None:
-    config = dataclasses.replace(tiny(), loss=LossConfig(lpips=0, quantizer=1e-6, gan=0.1))
-    one = batch(config)
-    print("| way | steps/s | images/s |\n|---|---|---|")
-    for name in ("published", "ours"):
-        stage = AutoencoderStage(config, world=World(), lpips=None, validation=[])
+def made(config: AutoencoderTrainingConfig, way: Way, device: torch.device) -> Callable[[Batch, int], object]:
+    """What updates the networks of a stage with random LPIPS."""
+    lpips = Lpips.untrained(config.loss.lpips_net) if config.loss.lpips > 0 else None
+    stage = AutoencoderStage(config, world=World(device=device), lpips=lpips, validation=[])
+    return Published(stage=stage, reuse_fake=way.reuse_fake).iteration if way.published else stage.step
+
+
+def settle(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+
+
+def peak(device: torch.device) -> tuple[float, str]:
+    """Operations a second of the device: stated by its maker, else of a float32 matrix product measured here."""
+    if device.type == "cuda":
+        name = torch.cuda.get_device_name()
+        for part, stated in PEAKS.items():
+            if part in name:
+                return stated, f"{stated / 1e12:.0f} TFLOP/s of dense bfloat16, as its maker states"
+    side = 2048
+    a, b = torch.randn(side, side, device=device), torch.randn(side, side, device=device)
+    best = 0.0
+    for _ in range(5):
         begun = time.perf_counter()
-        for step in range(1, STEPS + 6):
-            if step == 6:
-                begun = time.perf_counter()
-            if name == "ours":
-                stage.step(one, step)
-            else:
-                published_step(stage, one)
-        rate = STEPS / (time.perf_counter() - begun)
-        print(f"| {name} | {rate:.1f} | {rate * config.loop.batch:.0f} |")
+        a @ b
+        settle(device)
+        best = max(best, 2 * side ** 3 / (time.perf_counter() - begun))
+    return best, f"{best / 1e12:.2f} TFLOP/s, the best of five float32 matrix products of {side}²"
+
+
+def table(base: AutoencoderTrainingConfig, ways: list[tuple[Way, int]], device: torch.device, batches: Batches) -> None:
+    flops = sum(model_flops(base).values())
+    most, about = peak(device)
+    print(f"{flops / 1e9:,.1f} GFLOP a sample; peak {about}.\n")
+    print("| way | batch | images/s | ÷ published | share of peak | memory, MiB |\n|---|---|---|---|---|---|")
+    first = 0.0
+    for way, batch in ways:
+        try:
+            found = figures(base, way, batch, device, batches)
+        except torch.OutOfMemoryError:
+            print(f"| {way.name} | {batch} | out of memory | | | |", flush=True)
+            continue
+        finally:
+            torch.compiler.reset()
+            gc.collect()
+            if device.type == "cuda":
+                torch.cuda.empty_cache()
+        first = first or found.images_s
+        print(f"| {way.name} | {batch} | {found.images_s:.1f} | {found.images_s / first:.2f} × | "
+              f"{flops * found.images_s / most:.1%} | " + (f"{found.memory_bytes / MIB:,.0f} |" if found.memory_bytes else "not measured |"),
+              flush=True)
+
+
+def profile(base: AutoencoderTrainingConfig, way: Way, batch: int, device: torch.device, path: str) -> None:
+    """Ten steps of `way`, its operations by their own time, to a text file."""
+    from torch.profiler import ProfilerActivity
+    from torch.profiler import profile as profiled
+
+    config = configured(base, way, batch)
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = way.tf32
+    update = made(config, way, device)
+    feed = random_batches(config)
+    for step in range(1, WARM_UP + 1):
+        update(next(feed), step)
+    kinds = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if device.type == "cuda" else [])]
+    with profiled(activities=kinds) as found:
+        for step in range(10):
+            update(next(feed), WARM_UP + 1 + step)
+        settle(device)
+    order = "self_cuda_time_total" if device.type == "cuda" else "self_cpu_time_total"
+    with open(path, "w", encoding="utf-8") as file:
+        file.write(found.key_averages().table(sort_by=order, row_limit=40))
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Without arguments: `tiny` on a CPU, `ffhq_1024` on a GPU."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.train_step")
+    gpu = torch.cuda.is_available()
+    parser.add_argument("--preset", choices=AUTOENCODER, default="ffhq_1024" if gpu else "tiny")
+    parser.add_argument("--batches", type=int, nargs="*", default=[16, 32, 64] if gpu else [], help="more batches for ours")
+    parser.add_argument("--dataset", default="", help="read batches from it; its loader then counts")
+    parser.add_argument("--profile", default="", help="write the operations of ours, by time, to this file")
+    args = parser.parse_args(argv or [])
+    base, device = AUTOENCODER[args.preset](), torch.device("cuda" if gpu else "cpu")
+    best = ON_GPU[-2] if gpu else PLAIN[-1]
+    ways = [*((way, base.loop.batch) for way in (*PLAIN, *(ON_GPU if gpu else ON_CPU))), *((best, batch) for batch in args.batches)]
+    print(f"Preset {args.preset}, " + (f"data of {args.dataset}" if args.dataset else "random data") + ".\n")
+    with contextlib.ExitStack() as held:
+        def batches(config: AutoencoderTrainingConfig) -> Iterator[Batch]:
+            if not args.dataset:
+                return random_batches(config)
+            dataset = open_dataset(args.dataset)
+            order = Order(dataset.manifest, config.crop, batch=config.loop.batch, seed=0)
+            loader = Loader(dataset, order, config.loader, slots=range(config.loop.batch), pin_memory=gpu)
+            return iter(held.enter_context(loader))
+
+        table(base, ways, device, batches)
+    if args.profile:
+        profile(base, best, base.loop.batch, device, args.profile)
 
 
 if __name__ == "__main__":
-    main()
+    import sys
+
+    main(sys.argv[1:])

@@ -272,6 +272,8 @@ class LoopConfig:
     """bfloat16: autocast in the networks; weights, optimizer and losses stay float32."""
     compiled: bool = False
     """torch.compile the networks: needs a C++ compiler on CPUs, and a minute or two at the start."""
+    channels_last: bool = False
+    """Lay images and weights out channel by channel last, as GPUs' bfloat16 convolutions want them."""
     log_every: int = 50
     """Steps between two rows of metrics."""
     checkpoint_every: int = 10_000
@@ -297,8 +299,8 @@ class LoopConfig:
                 f"must be a multiple of checkpoint_every={self.checkpoint_every}, so that the best step has a checkpoint")
 
 
-OPERATIONAL = ("loop.compiled", "loader.", "loop.steps", "loop.log_every", "loop.checkpoint_every", "loop.keep_every",
-               "loop.validate_every", "loop.validate_samples", "loop.preview_")
+OPERATIONAL = ("loader.", "loop.compiled", "loop.channels_last", "loop.steps", "loop.log_every", "loop.checkpoint_every",
+               "loop.keep_every", "loop.validate_every", "loop.validate_samples", "loop.preview_")
 """Fields that may differ between a checkpoint and the run that resumes it."""
 
 
@@ -414,7 +416,7 @@ def identity(config: Any) -> str:
 
 
 def unflat(kind: type[ConfigT], values: dict[str, object]) -> ConfigT:
-    """The config whose `flat` form is `values`. Raises ConfigError naming fields unknown or missing."""
+    """The config whose `flat` form is `values`. Raises ConfigError naming fields unknown, missing or of another type."""
     left = dict(values)
 
     def build(cls: Any, prefix: str) -> Any:
@@ -426,6 +428,7 @@ def unflat(kind: type[ConfigT], values: dict[str, object]) -> ConfigT:
                 made[field.name] = build(hints[field.name], f"{name}.")
             elif name in left:
                 value = left.pop(name)
+                require(fits(value, hints[field.name]), name, value, f"expected {spelled(hints[field.name])}")
                 made[field.name] = tuple(value) if isinstance(value, list) else value
             elif field.default is dataclasses.MISSING:
                 raise ConfigError(f"{name}: missing; a {cls.__name__} needs it")
@@ -435,6 +438,28 @@ def unflat(kind: type[ConfigT], values: dict[str, object]) -> ConfigT:
     if left:
         raise ConfigError(f"{', '.join(sorted(left))}: unknown; not a field of {kind.__name__}")
     return typing.cast(ConfigT, config)
+
+
+def fits(value: object, hint: Any) -> bool:
+    """Whether a value of JSON is of a field's type; whole numbers are floats too, and truth is no number."""
+    origin, inside = typing.get_origin(hint), typing.get_args(hint)
+    if origin is typing.Literal:
+        return value in inside
+    if origin is tuple:
+        kinds = inside[:1] * len(value) if isinstance(value, list) and inside[-1] is Ellipsis else inside
+        return isinstance(value, list) and len(value) == len(kinds) and all(map(fits, value, kinds))
+    if inside:                                                     # X | None
+        return any(fits(value, kind) for kind in inside)
+    if isinstance(value, bool) or hint is bool:
+        return isinstance(value, bool) and hint is bool
+    return isinstance(value, (int, float) if hint is float else hint)
+
+
+def spelled(hint: Any) -> str:
+    """A field's type in words for a message."""
+    if typing.get_origin(hint) is typing.Literal:
+        return " or ".join(map(str, typing.get_args(hint)))
+    return hint.__name__ if isinstance(hint, type) and not typing.get_args(hint) else str(hint).replace("NoneType", "null")
 
 
 def differing(a: Any, b: Any) -> list[str]:

@@ -1,6 +1,9 @@
 """The named settings: each preset is a function that returns a full config. Standard library only."""
 
+import json
 from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
 
 from infd.config import (
     AutoencoderConfig,
@@ -10,7 +13,10 @@ from infd.config import (
     LoopConfig,
     LossConfig,
     OptimizerConfig,
+    flat,
+    unflat,
 )
+from infd.errors import ConfigError
 
 
 def tiny() -> AutoencoderTrainingConfig:
@@ -33,10 +39,26 @@ def tiny() -> AutoencoderTrainingConfig:
     )
 
 
+def small() -> AutoencoderTrainingConfig:
+    """One GPU, an hour: 14.5 M parameters, lowres 256, patches of 128, sides 128 to 1024.
+
+    A quarter of the samples are whole views, and the latent has a KL of tiny weight, for the reasons of `tiny`.
+    """
+    return AutoencoderTrainingConfig(
+        model=AutoencoderConfig(widths=(64, 128, 256), z_dim=4, quantizer="kl", renderer_dim=128, padding="replicate"),
+        crop=CropConfig(patch_px=128, lowres_px=256, r_min=128, r_max=1024, p_whole=0.25),
+        loss=LossConfig(quantizer=1e-6, gan_from_step=15_001),
+        optimizer=OptimizerConfig(lr=2e-4, warmup_steps=500, decay_from_step=20_000, decay_to_step=30_000),
+        loop=LoopConfig(
+            steps=30_000, batch=16, precision="bfloat16", compiled=True, log_every=50, checkpoint_every=2_500,
+            keep_every=30_000, validate_every=2_500, validate_samples=128, preview_every=2_500),
+    )
+
+
 def ffhq_1024() -> AutoencoderTrainingConfig:
     """The paper's FFHQ model: VQ-f4, sides 256 to 1024, batch 8, a million steps (4 days on four A100).
 
-    Source: INFD supplement J.1, J.2; published configuration ae_ffhq.
+    Source: INFD supplement J.1, J.2; published configuration ae_ffhq. 60,000 photographs train, 10,000 validate.
     """
     return AutoencoderTrainingConfig(
         model=AutoencoderConfig(),
@@ -45,5 +67,64 @@ def ffhq_1024() -> AutoencoderTrainingConfig:
     )
 
 
-AUTOENCODER: dict[str, Callable[[], AutoencoderTrainingConfig]] = {"tiny": tiny, "ffhq_1024": ffhq_1024}
+def ffhq_6k_mix() -> AutoencoderTrainingConfig:
+    """The paper's 6K-Mix: 70,000 faces at 256 and 6,000 at 512 to 1024, half of the samples of each.
+
+    jobs/prepare_ffhq_6k_mix.py makes them by the published subset rule; they are ingested with the groups lr and hr. r ends
+    at a photo's own side. The published run holds nothing out and never validates. Source: INFD section 5; published
+    configuration ae_ffhq-mix6000.
+    """
+    base = ffhq_1024()
+    return replace(base, crop=replace(base.crop, balance_group="hr", balance_p=0.5))
+
+
+def mountains_2k() -> AutoencoderTrainingConfig:
+    """The paper's Mountains: 500,000 photographs around 1024 and 9,000 beyond 2048, native sides late.
+
+    Source: INFD section 5, supplement J.2 (a million steps; in the last 400,000 half of the samples are at native r);
+    counts: AnyRes-GAN table 1. The paper states neither r nor a balance: r ends at 2048, the largest side it shows, and
+    photographs are drawn evenly.
+    """
+    base = ffhq_1024()
+    return replace(base, crop=replace(base.crop, r_max=2048, p_max_late=0.5, late_from_step=600_001))
+
+
+def laion_2k() -> AutoencoderTrainingConfig:
+    """The paper's text-to-image model: Stable Diffusion's KL-f8 with E frozen, D tuned, CLIF fresh; lowres 512.
+
+    Needs `--start-from`, a folder that jobs/import_weights.py --from sd-vae wrote. Source: INFD section 5.6, supplement
+    J.2; the weight of the divergence is that of Stable Diffusion, and has no effect while E is frozen. lowres follows
+    from the latent of 64²; r ends at 2048, the least side of the photographs.
+    """
+    base = mountains_2k()
+    return replace(
+        base, freeze=("encoder",),
+        model=AutoencoderConfig(widths=(128, 256, 512, 512), z_dim=4, quantizer="kl"),
+        crop=replace(base.crop, lowres_px=512),
+        loss=LossConfig(quantizer=1e-6))
+
+
+AUTOENCODER: dict[str, Callable[[], AutoencoderTrainingConfig]] = {
+    preset.__name__: preset for preset in (tiny, small, ffhq_1024, ffhq_6k_mix, mountains_2k, laion_2k)}
 """Presets of `jobs/train_ae.py`."""
+
+
+def from_file(path: str) -> tuple[str, AutoencoderTrainingConfig]:
+    """A preset of one's own: its name and config, from a JSON object of dotted fields over the preset `base`.
+
+        {"base": "ffhq_1024", "crop.r_max": 4096, "loop.batch": 16}
+
+    Raises ConfigError naming the file and what is wrong in it.
+    """
+    try:
+        with open(path, encoding="utf-8") as file:
+            told = json.load(file)
+    except (OSError, ValueError) as error:
+        raise ConfigError(f'{path}: {error}; expected a JSON object such as {{"base": "tiny", "loop.steps": 100}}') from error
+    base = told.pop("base", None) if isinstance(told, dict) else None
+    if base not in AUTOENCODER:
+        raise ConfigError(f"{path}: base={base}: expected one of {', '.join(AUTOENCODER)}, and dotted fields beside it")
+    try:
+        return Path(path).stem, unflat(AutoencoderTrainingConfig, {**flat(AUTOENCODER[base]()), **told})
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from error

@@ -29,6 +29,11 @@ class Lpips(nn.Module):
         self.train(False)
 
     @classmethod
+    def untrained(cls, net: Literal["vgg", "alex"]) -> "Lpips":
+        """Of random weights: as much work as a trained one, and no use as a distance."""
+        return cls(net, dict(made(net).named_parameters()))
+
+    @classmethod
     def from_state_dict(cls, net: Literal["vgg", "alex"], state: Mapping[str, Tensor]) -> "Lpips":
         return cls(net, state)
 
@@ -63,15 +68,28 @@ def unit(x: Tensor) -> Tensor:
     return x / (torch.linalg.vector_norm(x, dim=1, keepdim=True) + 1e-10)
 
 
-def load(net: Literal["vgg", "alex"], state: Mapping[str, Tensor]) -> nn.Module:
-    """The package's network with these weights, frozen. It is laid out without memory, so nothing is drawn first."""
+def made(net: Literal["vgg", "alex"]) -> nn.Module:
+    """The package's network on the device of the context, of random weights."""
     torchvision_ready()
     import lpips
 
-    with torch.device("meta"), warnings.catch_warnings():
+    with warnings.catch_warnings():
         warnings.filterwarnings("ignore", category=UserWarning, module="torchvision")  # of arguments that lpips passes
-        model = lpips.LPIPS(net=net, pretrained=False, pnet_rand=True, verbose=False)
-    model.scaling_layer = lpips.lpips.ScalingLayer()
+        return lpips.LPIPS(net=net, pretrained=False, pnet_rand=True, verbose=False)
+
+
+def scaling() -> nn.Module:
+    """The package's fixed shift and scale of colours, which no state holds."""
+    import lpips
+
+    return lpips.lpips.ScalingLayer()
+
+
+def load(net: Literal["vgg", "alex"], state: Mapping[str, Tensor]) -> nn.Module:
+    """The package's network with these weights, frozen. It is laid out without memory, so nothing is drawn first."""
+    with torch.device("meta"):
+        model = made(net)
+    model.scaling_layer = scaling()
     wanted = {name for name, _ in model.named_parameters()}
     given = {name for name in state if not name.startswith(("lins.", "scaling_layer."))}
     if wanted != given:

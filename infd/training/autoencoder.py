@@ -11,7 +11,7 @@ import hashlib
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, cast
+from typing import Any, NamedTuple, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -36,6 +36,8 @@ from infd.training.scales import ScaleMeans
 from infd.training.world import World, bare
 
 logger = logging.getLogger(__name__)
+
+ModuleT = TypeVar("ModuleT", bound=nn.Module)
 
 FROZEN = {"encoder": ("encoder", "quant_conv", "quantizer"), "decoder": ("post_quant_conv", "decoder")}
 """Modules of each part that `AutoencoderTrainingConfig.freeze` names."""
@@ -94,22 +96,21 @@ class AutoencoderStage:
     def __init__(self, config: AutoencoderTrainingConfig, *, world: World, lpips: Lpips | None,
                  validation: list[Batch], start: dict[str, Tensor] | None = None) -> None:
         self.config, self.world, self.validation = config, world, validation
+        self.layout = torch.channels_last if config.loop.channels_last else torch.contiguous_format
         torch.manual_seed(config.loop.seed)
-        autoencoder = Autoencoder(config.model).to(world.device)
+        autoencoder = self._placed(Autoencoder(config.model))
         if start is not None:
             load_weights("the starting checkpoint's autoencoder", autoencoder,
                          of_part(start, "autoencoder_average") or of_part(start, "autoencoder"))
-        for part in config.freeze:
-            for name in FROZEN[part]:
-                getattr(autoencoder, name).requires_grad_(False)
-        self.lpips = lpips.to(world.device) if lpips is not None else None
+        frozen(autoencoder, config.freeze)
+        self.lpips = self._placed(lpips) if lpips is not None else None
         self.average = copy.deepcopy(autoencoder).requires_grad_(False) if config.optimizer.ema_decay else None
         self.generator = world.distribute(autoencoder)
         self.generator_adam = optimizers.adam(self.generator, config.optimizer)
         self.discriminator: nn.Module | None = None
         self.discriminator_adam: torch.optim.Adam | None = None
         if config.loss.gan > 0:
-            discriminator = PatchDiscriminator(config.discriminator).to(world.device)
+            discriminator = self._placed(PatchDiscriminator(config.discriminator))
             known = of_part(start or {}, "discriminator")
             if shapes(known) == shapes(discriminator.state_dict()):
                 discriminator.load_state_dict(known)
@@ -121,6 +122,10 @@ class AutoencoderStage:
             for module in (self.autoencoder, self.discriminator and bare(self.discriminator), self.lpips):
                 if module is not None:
                     module.compile()
+
+    def _placed(self, module: ModuleT) -> ModuleT:
+        """On the device, in the layout."""
+        return cast(Any, module.to(self.world.device)).to(memory_format=self.layout)  # torch's types lack the argument
 
     @property
     def autoencoder(self) -> Autoencoder:
@@ -296,7 +301,7 @@ class AutoencoderStage:
         device = self.world.device
 
         def image(pixels: Tensor) -> Tensor:
-            return pixels.to(device, non_blocking=True).float() / 127.5 - 1
+            return pixels.to(device, non_blocking=True).to(torch.float32, memory_format=self.layout) / 127.5 - 1
 
         noise = None
         if self.config.model.quantizer == "kl":
@@ -380,6 +385,14 @@ def codebook_use(codes: Tensor, size: int) -> dict[str, Tensor]:
     share = counts / counts.sum()
     entropy = -(share * share.clamp(min=1e-12).log()).sum()
     return {"train/codebook_use": (counts > 0).float().mean(), "train/codebook_perplexity": entropy.exp()}
+
+
+def frozen(autoencoder: Autoencoder, parts: Sequence[str]) -> Autoencoder:
+    """The same, the weights of `parts` without gradients."""
+    for part in parts:
+        for name in FROZEN[part]:
+            getattr(autoencoder, name).requires_grad_(False)
+    return autoencoder
 
 
 def shapes(weights: dict[str, Tensor]) -> dict[str, torch.Size]:
