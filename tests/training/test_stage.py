@@ -10,6 +10,7 @@ from training_batches import random_batch, small
 
 from infd.config import AutoencoderTrainingConfig, CropConfig, DiscriminatorConfig, LoopConfig, LossConfig, OptimizerConfig
 from infd.data.loader import Batch
+from infd.importers.official import official_name
 from infd.training.autoencoder import AutoencoderStage, sample_noise
 from infd.training.optimizers import learning_rate
 from infd.training.world import World
@@ -62,6 +63,27 @@ def test_golden_three_published_iterations():
                          ("discriminator.net.11.weight", "disc.main.11.weight"),
                          ("autoencoder.quantizer.embedding.weight", "quantizer.embedding.weight")):
         assert golden.relative_error(state[ours], wanted[f"train2.after.{theirs}"]) <= PARITY
+
+
+def test_golden_named_gradients_of_the_first_iteration():
+    """All that are stored, of the generator's loss and of the discriminator's, at 1e-5 of their norm."""
+    wanted, stage = golden.tensors("stage_one"), published_stage(fresh_fake=True)
+    with golden.published_ties():
+        stage.step(golden_batch(), 1)
+    found = {official_name(f"{part}.{name}", levels=3): parameter.grad
+             for part, network in (("autoencoder", stage.autoencoder), ("discriminator", stage.discriminator)) if network is not None
+             for name, parameter in network.named_parameters() if parameter.grad is not None}
+    stored = {name.removeprefix(prefix): tensor for prefix in ("train0.grad.", "train0.disc.grad.")
+              for name, tensor in wanted.items() if name.startswith(prefix)}
+    errors = {name: golden.relative_error(found[name], tensor) for name, tensor in stored.items()}
+    assert len(stored) == 20 and max(errors.values()) <= PARITY, errors
+    for part in ("encoder", "quantizer", "decoder", "renderer"):
+        norm = torch.stack([grad.norm() for name, grad in found.items() if name.startswith(f"{part}.")]).norm()
+        assert golden.relative_error(norm, wanted[f"train0.gradnorm.{part}"]) <= PARITY, part
+    assert stage.discriminator is not None
+    for name, value in stage.discriminator.state_dict().items():
+        if (known := wanted.get(f"train0.after_d.{official_name(f'discriminator.{name}', levels=3)}")) is not None:
+            assert golden.relative_error(value, known) <= PARITY, name
 
 
 @pytest.mark.parametrize("adaptive", [True, False])

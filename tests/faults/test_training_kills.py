@@ -1,0 +1,144 @@
+"""Training whose processes are killed by SIGKILL at random moments, and checkpoints whose writes fail."""
+
+import dataclasses
+import os
+import random
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from crashes import finished_within
+from pictures import encoded, picture
+
+from infd import checkpoint
+from infd.config import AutoencoderTrainingConfig, DiscriminatorConfig, IngestConfig, LossConfig
+from infd.data.snapshot import write_dataset
+from infd.presets import tiny
+from infd.training.loop import Metrics
+from infd.training.run import open_run, run_autoencoder
+from infd.training.world import World
+
+ROOT = Path(__file__).resolve().parents[2]
+STEPS, SHORT, KILLS = 24, 6, 10
+
+CHILD = """
+import os, random, signal, sys, threading
+sys.path.insert(0, "tests/faults")
+import torch
+import test_training_kills as case
+from infd.training import world
+run, dataset, victim, step, delay_s = sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4]), float(sys.argv[5])
+torch.set_num_threads(1)
+here, seen = world.join("cpu"), 0
+def wished():
+    "Asked once a step: where the victim's step has come, a timer kills it, wherever it is by then."
+    global seen
+    seen += 1
+    if here.rank == victim and seen == step:
+        threading.Timer(delay_s, os.kill, (os.getpid(), signal.SIGKILL)).start()
+    return False
+case.train(run, dataset, here, wished)
+here.leave()
+"""
+
+
+class Silent:
+    """An observer that keeps nothing."""
+
+    def log(self, step: int, metrics: Metrics) -> None: ...
+    def picture(self, step: int, name: str, image: object) -> None: ...
+    def checkpointed(self, step: int, uri: str, metrics: Metrics) -> None: ...
+    def alarm(self, step: int, alarm: object) -> None: ...
+
+
+def config(steps: int) -> AutoencoderTrainingConfig:
+    base = tiny()
+    loop = dataclasses.replace(base.loop, steps=steps, batch=2, log_every=1, checkpoint_every=3, validate_every=6,
+                               keep_every=12, validate_samples=2, preview_every=steps, preview_photos=1, preview_px=64)
+    return dataclasses.replace(
+        base, loop=loop, crop=dataclasses.replace(base.crop, r_max=128),
+        discriminator=DiscriminatorConfig(base_dim=8, layers=2), loss=LossConfig(lpips=0, quantizer=1e-6, gan_from_step=4))
+
+
+def train(
+    uri: str, dataset: str, world: World, wished: Callable[[], bool] = lambda: False, *, steps: int = STEPS,
+) -> None:
+    run = open_run(uri, preset="tiny", config=config(steps), dataset=dataset)
+    run_autoencoder(run, world=world, observer=Silent(), wished=wished)
+
+
+def ends(run: str, steps: int = STEPS) -> dict[str, dict[str, object]]:
+    """Hashes of the last checkpoint's tensors."""
+    last = checkpoint.load(f"{run}/checkpoints/last")
+    assert last.step == steps
+    return {name: last.files[name] for name in (checkpoint.MODEL, checkpoint.TRAIN_STATE)}
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory) -> str:
+    root = str(tmp_path_factory.mktemp("dataset"))
+    sources = [(f"photo-{seed}.png", encoded(picture(140, 130, seed))) for seed in range(10)]
+    write_dataset(sources, root, IngestConfig(val_fraction=0.3, min_side_px=64))
+    return root
+
+
+def launched(run: str, dataset: str, workers: int, *, victim: int = -1, step: int = 0, delay_s: float = 0) -> list[int]:
+    """Exit codes of the group's processes; those left alone by a victim are ended too, as Ray and torchrun do."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    group = [subprocess.Popen(
+        [sys.executable, "-c", CHILD, run, dataset, str(victim), str(step), str(delay_s)], cwd=ROOT, stderr=subprocess.PIPE,
+        env=os.environ | ({"RANK": str(rank), "WORLD_SIZE": str(workers), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+                          if workers > 1 else {})) for rank in range(workers)]
+    try:
+        if victim >= 0:
+            group[victim].wait(timeout=300)
+            for process in group:
+                process.kill()
+        said = [process.communicate(timeout=300)[1].decode() for process in group]
+    finally:
+        for process in group:
+            process.kill()
+            process.wait()
+    codes = [process.returncode for process in group]
+    assert all(code in (0, -signal.SIGKILL) for code in codes) or victim >= 0, "\n".join(said)
+    return codes
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("workers", [1, 2])
+def test_law_ten_kills_at_random_steps_end_in_the_same_bytes(dataset, tmp_path, workers):
+    whole, chance = str(tmp_path / "whole"), random.Random(workers)
+    assert launched(whole, dataset, workers) == [0] * workers
+    for number in range(KILLS):
+        run, victim, step = str(tmp_path / f"killed-{number}"), chance.randrange(workers), chance.randrange(1, STEPS)
+        codes = launched(run, dataset, workers, victim=victim, step=step, delay_s=chance.uniform(0, 0.3))
+        assert codes[victim] == -signal.SIGKILL
+        newest = checkpoint.newest(run)
+        print(f"rank {victim} killed in step {step} or after; goes on from {newest.step if newest else 0}")
+        assert launched(run, dataset, workers) == [0] * workers
+        assert ends(run) == ends(whole)
+
+
+@pytest.mark.slow
+def test_law_a_run_that_dies_before_any_write_of_a_checkpoint_ends_the_same(dataset, tmp_path):
+    """A crash before each write in turn, of checkpoints, pointers and removals; what is then there is whole."""
+    whole, last, writes, finished = str(tmp_path / "whole"), 0, 0, False
+    train(whole, dataset, World(), steps=SHORT)
+    while not finished:
+        run = str(tmp_path / f"cut-{writes}")
+        finished = finished_within(writes, lambda run=run: train(run, dataset, World(), steps=SHORT))
+        newest = checkpoint.newest(run)
+        step = newest.step if newest else 0
+        assert step >= last and step % 3 == 0
+        if newest:
+            assert newest.model() and newest.train_state()         # every hash is checked
+        train(run, dataset, World(), steps=SHORT)
+        assert ends(run, SHORT) == ends(whole, SHORT)
+        last, writes = step, writes + 1
+    assert last == SHORT and writes > 12
