@@ -12,6 +12,7 @@ import random
 import re
 import threading
 import time
+import uuid
 from collections.abc import Callable, Iterator
 from typing import IO, Any, TypeVar
 
@@ -38,8 +39,12 @@ PATIENCE_S = 60.0
 """A store that has answered before is asked again for at least this long, from the first failure of a request on."""
 CHUNK_BYTES = 4 << 20
 PART_BYTES = 32 << 20
+MARK = "infd-upload"
+"""Of an object that went up in parts: the metadata that tell by which upload."""
 UNWRITABLE = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\ufffe\uffff]")
 """What a key may hold and XML may not, and so no request that names several keys."""
+EXPRESS = "--x-s3"
+"""Ending of the names of S3 Express buckets."""
 EMPTY_ETAGS = frozenset({"d41d8cd98f00b204e9800998ecf8427e"})
 """The MD5 of nothing: some stores give it for what they have not hashed."""
 
@@ -129,17 +134,24 @@ def read(uri: str, *, if_etag: str | None = None) -> tuple[bytes, str]:
         data, etag = response["Body"].read(), said(response, "ETag").strip('"')
         if len(data) != (size := said(response, "ContentLength")):
             raise Unsound(f"{len(data)} of {size} bytes")
-        _require_hash(data, etag, before)
+        if _may_be_md5(at.bucket, response):
+            _require_hash(data, etag, before)
         return data, etag
 
     return retrying(uri, once)
 
 
+def _may_be_md5(bucket: str, response: Any) -> bool:
+    """False where an etag of 32 digits is no MD5, by what the store says: keys of KMS or of the customer, S3 Express."""
+    by_key = str(response.get("ServerSideEncryption")).startswith("aws:kms") or "SSECustomerAlgorithm" in response
+    return not by_key and not bucket.endswith(EXPRESS)
+
+
 def _require_hash(data: bytes, etag: str, before: list[str]) -> None:
     """Raise Unsound unless `etag` can be that of `data`; `before` holds what earlier tries of this read had.
 
-    The etag of an object that went up whole is the MD5 of its bytes, but not where the store encrypts it: bytes that
-    came twice are believed.
+    On most stores the etag of an object that went up whole is the MD5 of its bytes. That is a hint and no more: bytes
+    that came twice are believed.
     """
     if len(etag) != 32 or etag in EMPTY_ETAGS:
         return
@@ -245,22 +257,23 @@ def upload(uri: str, path: str) -> None:
     if os.path.getsize(path) <= PART_BYTES:
         with open(path, "rb") as file:
             return put(uri, file.read())
-    at = address(uri)
-    begun = retrying(uri, lambda: said(client().create_multipart_upload(Bucket=at.bucket, Key=at.key), "UploadId"))
+    at, mark = address(uri), {MARK: uuid.uuid4().hex}
+    begun = retrying(uri, lambda: said(
+        client().create_multipart_upload(Bucket=at.bucket, Key=at.key, Metadata=mark), "UploadId"))
     same = {"Bucket": at.bucket, "Key": at.key, "UploadId": begun}
     try:
         parts = [{"PartNumber": number, "ETag": _upload_part(uri, same, number, data)}
                  for number, data in enumerate(_parts(path), 1)]
-        _complete(uri, same, parts, os.path.getsize(path))
+        _complete(uri, same, parts, mark)
     except BaseException:
         with contextlib.suppress(StorageError):  # the first error is the one to tell; the store drops old uploads
             retrying(uri, lambda: client().abort_multipart_upload(**same), attempts=1)
         raise
 
 
-def _complete(uri: str, same: dict[str, str], parts: list[dict[str, Any]], size: int) -> None:
+def _complete(uri: str, same: dict[str, str], parts: list[dict[str, Any]], mark: dict[str, str]) -> None:
     """End an upload in parts. A repeated request finds no such upload where the answer to the first was lost: then the
-    object stands there, of that size and of so many parts."""
+    object stands there with this upload's mark."""
     tries = 0
 
     def once() -> None:
@@ -274,7 +287,7 @@ def _complete(uri: str, same: dict[str, str], parts: list[dict[str, Any]], size:
         if tries == 1 or not isinstance(error.__cause__, Exception) or code_of(error.__cause__) != "NoSuchUpload":
             raise
         found = retrying(uri, lambda: client().head_object(Bucket=same["Bucket"], Key=same["Key"]))
-        if found["ContentLength"] != size or not found["ETag"].strip('"').endswith(f"-{len(parts)}"):
+        if found.get("Metadata") != mark:
             raise
 
 

@@ -6,14 +6,17 @@ several writers at once exactly one wins). On S3 these are PUTs with If-None-Mat
 complete temporary file that is renamed, linked, or renamed under a lock.
 """
 
+import errno
 import fcntl
 import hashlib
 import os
 import shutil
+import time
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from stat import S_ISDIR, S_ISREG
 from typing import IO, TYPE_CHECKING, Any, NamedTuple
 
 from infd import s3, s3_client
@@ -26,6 +29,8 @@ if TYPE_CHECKING:
 FILE = "file://"
 PARTIAL, LOCK = ".infd-partial", ".infd-lock"
 """Endings of names that are never listed: a write under way, the lock of a conditional write."""
+YOUNG_S = 60.0
+"""A write under way that is younger may not have its lock yet."""
 
 
 class ObjectInfo(NamedTuple):
@@ -142,7 +147,8 @@ def list_objects(uri: str) -> Iterator[ObjectInfo]:
 
     The order is that of the keys' bytes, on folders and on Amazon's S3; some stores go folder by folder (SeaweedFS: a/b
     before a-b), so sort where the order counts. A prefix with nothing in it lists nothing. The etag of a local file is
-    made from its time and size, so that a listing reads no file.
+    made from its time and size, so that a listing reads no file. Links are followed, to folders too, but for those that
+    lead back to a folder around them; links to nothing are left out.
     """
     if is_remote(uri):
         for found, etag, size in s3.listing(uri):
@@ -156,17 +162,33 @@ def list_objects(uri: str) -> Iterator[ObjectInfo]:
         yield from _walk(local_path(root), head)
 
 
-def _walk(folder: str, head: str) -> Iterator[ObjectInfo]:
+def _walk(folder: str, head: str, around: frozenset[tuple[int, int]] = frozenset()) -> Iterator[ObjectInfo]:
+    """`around`: device and inode of the folders that the walk is inside of."""
+    entries: list[tuple[bytes, str, os.stat_result]] = []
     try:
-        entries = [(entry, entry.is_dir(follow_symlinks=False)) for entry in os.scandir(folder)]
+        here = os.stat(folder)
+        for entry in os.scandir(folder):
+            if (stat := _stat(entry)) is not None:
+                entries.append((os.fsencode(entry.name) + (b"/" if S_ISDIR(stat.st_mode) else b""), entry.path, stat))
     except OSError as error:
         raise _mended(folder, error) from error
-    for entry, is_folder in sorted(entries, key=lambda e: os.fsencode(e[0].name) + (b"/" if e[1] else b"")):
-        if is_folder:
-            yield from _walk(entry.path, head)
-        elif entry.is_file() and not entry.name.endswith((PARTIAL, LOCK)):
-            stat = entry.stat()
-            yield ObjectInfo(head + _text(entry.path), _stat_etag(stat), stat.st_size)
+    around |= {(here.st_dev, here.st_ino)}
+    for name, path, stat in sorted(entries, key=lambda entry: entry[0]):
+        if S_ISDIR(stat.st_mode):
+            if (stat.st_dev, stat.st_ino) not in around:
+                yield from _walk(path, head, around)
+        elif S_ISREG(stat.st_mode) and not name.endswith((PARTIAL.encode(), LOCK.encode())):
+            yield ObjectInfo(head + _text(path), _stat_etag(stat), stat.st_size)
+
+
+def _stat(entry: "os.DirEntry[str]") -> os.stat_result | None:
+    """Of what a link leads to; None for one that leads nowhere or to itself, and for a file that has just gone."""
+    try:
+        return entry.stat()
+    except OSError as error:
+        if error.errno in (errno.ENOENT, errno.ELOOP):
+            return None
+        raise
 
 
 def _text(path: str) -> str:
@@ -215,17 +237,16 @@ def put_if_absent(uri: str, data: bytes) -> None:
     if is_remote(uri):
         return s3.put_if(uri, data, IfNoneMatch="*")
     path = local_path(uri)
-    partial = _partial(path)
     try:
-        _write_synced(partial, data)
-        os.link(partial, path)
+        with _under_way(path) as file:
+            file.write(data)
+            _sync(file)
+            os.link(file.name, path)
         _sync_folder(path)
     except FileExistsError as error:
         raise PreconditionFailed(f"{uri}: someone else wrote it first; read it again and decide anew") from error
     except OSError as error:
         raise _mended(uri, error) from error
-    finally:
-        _remove(partial)
 
 
 def replace_if_unchanged(uri: str, data: bytes, etag: str | None) -> None:
@@ -280,25 +301,59 @@ def _partial(path: str) -> str:
 @contextmanager
 def _whole_file(path: str) -> Iterator[IO[Any]]:
     """A file to write; it takes the name `path`, with its bytes on the disk, when the block ends without an error."""
-    partial = _partial(path)
     try:
-        with open(partial, "w+b") as file:
+        with _under_way(path) as file:
             yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
+            _sync(file)
+            os.replace(file.name, path)
         _sync_folder(path)
     except OSError as error:
         raise _mended(path, error) from error
+
+
+@contextmanager
+def _under_way(path: str) -> Iterator[IO[Any]]:
+    """An open file beside `path`, gone at the end unless it was renamed; until then its lock says that its writer lives."""
+    partial = _partial(path)
+    try:
+        with open(partial, "w+b") as file:
+            with suppress(OSError):  # some network disks have no locks
+                fcntl.flock(file, fcntl.LOCK_EX)
+            yield file
     finally:
         _remove(partial)
 
 
-def _write_synced(path: str, data: bytes) -> None:
-    with open(path, "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
+def remove_left(uri: str) -> int:
+    """Remove what killed writers left under a local folder; how many files. Law: what a living process writes stays.
+
+    On S3 there is nothing to see: a write appears when it is whole, and the parts of an upload that was cut short are
+    for the bucket's own lifecycle rule to remove.
+    """
+    if is_remote(uri):
+        return 0
+    removed = 0
+    for folder, _, names in os.walk(local_path(absolute(uri))):
+        for name in names:
+            removed += name.endswith(PARTIAL) and _removed_left(os.path.join(folder, name))
+    return removed
+
+
+def _removed_left(partial: str) -> bool:
+    try:
+        with open(partial, "r+b") as file:
+            if time.time() - os.fstat(file.fileno()).st_mtime < YOUNG_S:
+                return False
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            os.unlink(partial)
+        return True
+    except OSError:  # its writer lives, or another process removed it, or it is not ours to remove
+        return False
+
+
+def _sync(file: IO[Any]) -> None:
+    file.flush()
+    os.fsync(file.fileno())
 
 
 def _sync_folder(path: str) -> None:

@@ -119,20 +119,20 @@ def test_law_a_refused_connection_is_tried_again(monkeypatch):
 
 
 class Store:
-    """Answers get_object with `bodies` in turn."""
+    """Answers get_object with `bodies` in turn, and with the headers `said`."""
 
-    def __init__(self, etag: str, *bodies: bytes) -> None:
-        self.etag, self.bodies = etag, list(bodies)
+    def __init__(self, etag: str, *bodies: bytes, **said: str) -> None:
+        self.etag, self.bodies, self.said = etag, list(bodies), said
 
     def get_object(self, **_: object) -> dict:
         data = self.bodies.pop(0)
-        return {"Body": io.BytesIO(data), "ContentLength": len(data), "ETag": f'"{self.etag}"'}
+        return {"Body": io.BytesIO(data), "ContentLength": len(data), "ETag": f'"{self.etag}"', **self.said}
 
 
 @pytest.fixture
 def store(monkeypatch):
-    def use(*args) -> Store:
-        made = Store(*args)
+    def use(*args, **said) -> Store:
+        made = Store(*args, **said)
         monkeypatch.setattr(s3, "client", lambda: made)
         monkeypatch.setattr(s3, "FIRST_WAIT_S", 0)
         return made
@@ -153,6 +153,19 @@ def test_law_an_etag_that_is_no_hash_of_the_bytes_is_found_out(store):
     assert s3.read("s3://b/k")[0] == b"bytes" and len(made.bodies) == 1
     made = store(f"{MD5}-2", b"parts", b"never asked")
     assert s3.read("s3://b/k")[0] == b"parts" and len(made.bodies) == 1
+
+
+@pytest.mark.parametrize(("bucket", "said"), [
+    ("b", {"ServerSideEncryption": "aws:kms"}), ("b", {"ServerSideEncryption": "aws:kms:dsse"}),
+    ("b", {"SSECustomerAlgorithm": "AES256"}), ("b--use1-az4--x-s3", {})])
+def test_law_where_etags_are_no_md5_nothing_is_read_twice(store, bucket, said):
+    made = store("0" * 32, b"bytes", b"never asked", **said)
+    assert s3.read(f"s3://{bucket}/k") == (b"bytes", "0" * 32) and len(made.bodies) == 1
+
+
+def test_law_etags_of_stores_that_encrypt_by_themselves_are_still_looked_at(store):
+    made = store(MD5, b"bytEs", b"bytes", ServerSideEncryption="AES256")
+    assert s3.read("s3://b/k")[0] == b"bytes" and not made.bodies
 
 
 def test_error_bytes_that_differ_each_time(store):
@@ -181,28 +194,28 @@ def refused(code: str, status: int):
 class Uploads:
     """Completes an upload in parts; the answer to the first try is lost."""
 
-    def __init__(self, size: int, etag: str) -> None:
-        self.tries, self.size, self.etag = 0, size, etag
+    def __init__(self, metadata: dict[str, str]) -> None:
+        self.tries, self.metadata = 0, metadata
 
     def complete_multipart_upload(self, **_: object) -> None:
         self.tries += 1
         raise ConnectionError if self.tries == 1 else refused("NoSuchUpload", 404)
 
     def head_object(self, **_: object) -> dict:
-        return {"ContentLength": self.size, "ETag": f'"{self.etag}"'}
+        return {"ContentLength": 70, "ETag": '"any-2"', "Metadata": self.metadata}
 
 
-@pytest.mark.parametrize(("size", "etag", "won"), [(70, "ab-2", True), (71, "ab-2", False), (70, "ab", False)])
-def test_law_a_lost_answer_to_the_end_of_an_upload_is_no_failure(monkeypatch, size, etag, won):
+@pytest.mark.parametrize(("metadata", "won"), [({s3.MARK: "ours"}, True), ({s3.MARK: "another's"}, False), ({}, False)])
+def test_law_a_lost_answer_to_the_end_of_an_upload_is_no_failure(monkeypatch, metadata, won):
     monkeypatch.setattr(s3, "FIRST_WAIT_S", 0)
-    made = Uploads(size, etag)
+    made = Uploads(metadata)
     monkeypatch.setattr(s3, "client", lambda: made)
     same = {"Bucket": "b", "Key": "k", "UploadId": "u"}
     if won:
-        s3._complete("s3://b/k", same, [{}, {}], 70)
+        s3._complete("s3://b/k", same, [{}, {}], {s3.MARK: "ours"})
     else:
         with pytest.raises(StorageError, match="NoSuchUpload"):
-            s3._complete("s3://b/k", same, [{}, {}], 70)
+            s3._complete("s3://b/k", same, [{}, {}], {s3.MARK: "ours"})
 
 
 def test_law_objects_that_were_not_deleted_are_deleted_again(monkeypatch):

@@ -1,7 +1,10 @@
 """Storage: one law for folders and buckets; nobody sees half a file; of several writers one wins."""
 
+import errno
 import os
+import signal
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -181,6 +184,65 @@ def test_law_folders_list_in_the_order_of_the_keys(tmp_path_factory, names):
     assert found == sorted(names, key=str.encode)
 
 
+@pytest.mark.parametrize("circle", ["root/a/up", "root/a/here", "elsewhere/deep/back"])
+def test_law_links_are_followed_but_never_in_circles(tmp_path, circle):
+    root, elsewhere = tmp_path / "root", tmp_path / "elsewhere"
+    for path in (root / "a" / "1", root / "z", elsewhere / "2", elsewhere / "deep" / "3"):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(path.name.encode())
+    for link, target in (("b", elsewhere), ("a/file", elsewhere / "2"), ("a/nowhere", "gone"), ("a/itself", "itself")):
+        (root / link).symlink_to(target)
+    (tmp_path / circle).symlink_to("." if circle == "root/a/here" else "..")
+    found = list(storage.list_objects(str(root)))
+    assert [info.uri.removeprefix(f"{root}/") for info in found] == ["a/1", "a/file", "b/2", "b/deep/3", "z"]
+    assert [storage.read_object(info) for info in found] == [b"1", b"2", b"2", b"3", b"z"]
+    (tmp_path / "link").symlink_to(root)
+    assert len(list(storage.list_objects(str(tmp_path / "link")))) == 5
+
+
+def test_error_a_file_that_may_not_be_looked_at_is_no_missing_one(tmp_path, monkeypatch):
+    class Entry:
+        name, path = "1", str(tmp_path / "1")
+
+        def stat(self) -> None:
+            raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(os, "scandir", lambda folder: [Entry()])
+    with pytest.raises(StorageError, match=f"{tmp_path}: Permission denied"):
+        list(storage.list_objects(str(tmp_path)))
+
+
+def killed_within(path: str) -> Path:
+    """What a process leaves that is killed while it writes `path`."""
+    pid = os.fork()
+    if pid == 0:
+        with storage._whole_file(path) as file:
+            file.write(b"half")
+            file.flush()
+            os.kill(os.getpid(), signal.SIGKILL)
+    os.waitpid(pid, 0)
+    (left,) = (name for name in Path(path).parent.iterdir() if name.name.endswith(storage.PARTIAL))
+    return left
+
+
+def aged(path: str | Path) -> None:
+    os.utime(path, (0, time.time() - 2 * storage.YOUNG_S))
+
+
+def test_law_what_killed_writers_left_is_removed_and_no_more(tmp_path):
+    storage.put_atomic(str(tmp_path / "a" / "whole"), b"whole")
+    left = killed_within(str(tmp_path / "a" / "dead"))
+    assert storage.remove_left(str(tmp_path)) == 0 and left.exists()  # it may be of a writer that has just begun
+    aged(left)
+    with storage._whole_file(str(tmp_path / "a" / "alive")) as file:
+        file.write(b"all of it")
+        aged(file.name)
+        assert storage.remove_left(f"file://{tmp_path}") == 1 and not left.exists()
+    assert sorted(os.listdir(tmp_path / "a")) == ["alive", "whole"]
+    assert storage.read_bytes(str(tmp_path / "a" / "alive")) == b"all of it"
+    assert storage.remove_left("s3://bucket/dataset") == 0
+
+
 def test_law_a_write_that_fails_leaves_what_was_there(tmp_path):
     path = tmp_path / "f"
     path.write_bytes(b"old")
@@ -321,6 +383,18 @@ def test_error_no_store_at_the_endpoint(monkeypatch):
     with pytest.raises(StorageError, match=r"s3://b/k: no sound answer from http://127.0.0.1:1") as caught:
         storage.read_bytes("s3://b/k")
     assert "SECRET" not in str(caught.value) and "AKIA" not in str(caught.value)
+
+
+@pytest.mark.slow
+def test_law_an_upload_in_parts_is_known_by_its_mark(bucket, tmp_path, monkeypatch):
+    monkeypatch.setattr(s3, "PART_BYTES", 5 << 20)
+    (tmp_path / "big").write_bytes(bytes(6 << 20))
+    marks = set()
+    for _ in range(2):
+        storage.put_file(f"{bucket}/big", str(tmp_path / "big"))
+        at = s3_client.address(f"{bucket}/big")
+        marks.add(s3_client.client().head_object(Bucket=at.bucket, Key=at.key)["Metadata"][s3.MARK])
+    assert len(marks) == 2
 
 
 @pytest.mark.slow

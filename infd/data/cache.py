@@ -3,7 +3,6 @@
 import fcntl
 import os
 import re
-import shutil
 import tempfile
 import threading
 from collections import Counter, OrderedDict
@@ -13,6 +12,7 @@ from contextlib import contextmanager, suppress
 from typing import IO
 
 from infd import s3, storage
+from infd.data import scratch
 from infd.data.shards import SUFFIX
 from infd.data.snapshot import ShardEntry
 from infd.errors import DatasetError, StorageError
@@ -62,7 +62,7 @@ class ShardCache:
             self.folder, self._claim = claim_subfolder(folder)
             self._find_left()
         else:
-            self._temporary, self._claim = claim_temporary()
+            self._temporary, self._claim = scratch.claim(TEMPORARY)
             self.folder = self._temporary.name
 
     @contextmanager
@@ -221,34 +221,6 @@ class ShardCache:
                 os.unlink(entry.path)
         with self._lock:
             self._make_room(0)
-
-
-def claim_temporary() -> tuple[tempfile.TemporaryDirectory[str], IO[str]]:
-    """A temporary folder, and the lock that tells it from those that killed processes left: these are removed."""
-    for name in os.listdir(tempfile.gettempdir()):
-        left = os.path.join(tempfile.gettempdir(), name)
-        if name.startswith(TEMPORARY) and (lock := _lock_now(left, "r+")) is not None:
-            shutil.rmtree(left, ignore_errors=True)
-            lock.close()
-    while True:
-        folder = tempfile.TemporaryDirectory(prefix=TEMPORARY)
-        lock = _lock_now(folder.name, "w")
-        if lock is not None and os.path.exists(lock.name):  # else another process just took it for a killed one's
-            return folder, lock
-
-
-def _lock_now(folder: str, mode: str) -> IO[str] | None:
-    """The folder's lock, held while it is open; None where it cannot be had."""
-    try:
-        lock = open(os.path.join(folder, "lock"), mode)  # noqa: SIM115  it stays open as long as the cache
-    except OSError:
-        return None
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        return lock
-    except OSError:
-        lock.close()
-        return None
 
 
 def claim_subfolder(folder: str) -> tuple[str, IO[str]]:

@@ -14,7 +14,6 @@ import io
 import json
 import logging
 import os
-import tempfile
 import threading
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterable
@@ -28,7 +27,7 @@ import pyarrow.parquet as pq
 from infd import config as configs
 from infd import storage
 from infd.config import IngestConfig
-from infd.data import pyramid, shards, shared_cache
+from infd.data import pyramid, scratch, shards, shared_cache
 from infd.data.pyramid import View
 from infd.data.shards import Shard
 from infd.errors import DatasetError, PhotoError, PreconditionFailed
@@ -38,6 +37,8 @@ logger = logging.getLogger(__name__)
 FORMAT = "infd-snapshot-1"
 OPEN_SHARDS = 256
 """Mapped files that a Dataset holds open."""
+TEMPORARY = "infd-shard-"
+"""Of the folder in which a unit writes its shard."""
 
 ENTRY = pa.schema([("sha256", pa.string()), ("bytes", pa.int64()), ("rows", pa.int32()),
                    ("dropped", pa.list_(pa.int32())),  # rows of the file that are no photo of this snapshot
@@ -184,7 +185,8 @@ def commit(root: str, number: int, data: bytes) -> str:
     """Make `data` the manifest of snapshot `number`; its address `root@number`.
 
     Law: of two committers at once one wins, the other gets PreconditionFailed; a committer that repeats itself after
-    a crash wins again. Shards must be in place before.
+    a crash wins again. Shards must be in place before. Of a local dataset it also removes the half-written files that
+    killed processes left.
     """
     where = manifest_uri(root, number)
     try:
@@ -194,6 +196,7 @@ def commit(root: str, number: int, data: bytes) -> str:
             raise PreconditionFailed(f"{where}: another ingest committed snapshot {number} first; run this one again, "
                                      "it goes on from there") from error
     advance_latest(root, number)
+    storage.remove_left(root)
     return f"{root}@{number}"
 
 
@@ -368,7 +371,7 @@ def write_shards(rows: Iterable[dict[str, Any]], root: str, config: IngestConfig
     """Rows of `shards.photo_row` into shards under `root`, in order; the manifest's rows. One photo in memory at a
     time, beside a record batch; a shard is closed when its tiles reach config.shard_bytes."""
     entries: list[dict[str, Any]] = []
-    with tempfile.TemporaryDirectory(prefix="infd-shard-") as folder:
+    with scratch.folder(TEMPORARY) as folder:
         path = os.path.join(folder, "shard.arrow")
         writer = None
         for row in rows:

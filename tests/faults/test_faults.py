@@ -17,6 +17,7 @@ from infd.data.order import Order
 from infd.data.snapshot import open_dataset
 from infd.errors import PreconditionFailed
 from pipelines.ingest import ingest
+from pipelines.refresh import refresh
 
 CONFIG = IngestConfig(codec="png", tile_px=64, min_side_px=48, shard_bytes=30_000, val_fraction=0.1)
 CROP = CropConfig(patch_px=24, lowres_px=32, r_min=24, r_max=64)
@@ -31,7 +32,7 @@ def put_photos(uri: str, seeds: range) -> None:
 
 def seen(dataset: str) -> dict[str, bytes]:
     """Every object of a dataset that must be equal in equal ingests."""
-    names = [info.uri for info in storage.list_objects(dataset) if not info.uri.endswith("finished.json")]
+    names = [info.uri for info in storage.list_objects(dataset) if not info.uri.endswith(("finished.json", "refresh.md"))]
     return {name.removeprefix(dataset): storage.read_bytes(name) for name in names}
 
 
@@ -103,7 +104,7 @@ def test_law_of_two_writers_one_wins_although_answers_are_lost(bucket, through, 
 
 
 @pytest.mark.parametrize(("share", "delay_s", "least"), [(0.05, 2.0, 5), (0.3, 0.1, 50)])
-def test_law_a_failing_store_changes_no_byte_of_ingest_and_refresh(
+def test_law_a_failing_store_changes_no_byte_of_two_ingests(
     bucket, through, here, monkeypatch, share, delay_s, least
 ):
     if share > 0.1:
@@ -130,6 +131,36 @@ def test_law_a_failing_store_changes_no_byte_of_ingest_and_refresh(
     assert sum(faults.injected.values()) >= least
     if share > 0.1:
         assert set(faults.injected) == set(FAULTS)
+    print(f"\n{sum(faults.requests.values())} requests, injected {dict(faults.injected)}")
+
+
+@pytest.mark.parametrize(("share", "delay_s", "least"), [(0.05, 2.0, 3), (0.3, 0.1, 20)])
+def test_law_a_failing_store_loses_and_doubles_no_row_of_a_refresh(
+    bucket, through, here, monkeypatch, share, delay_s, least
+):
+    """The lease, listing, reading, writing, verifying and committing of a refresh, with photos new, changed and gone."""
+    if share > 0.1:
+        monkeypatch.setattr(s3, "FIRST_WAIT_S", 0.02)
+    photos, calm, harmed = (f"{bucket}/{name}" for name in ("photos", "calm", "harmed"))
+    put_photos(photos, range(40))
+    for dataset in (calm, harmed):
+        ingest(photos, dataset, config=CONFIG)
+    put_photos(photos, range(40, 60))
+    storage.put_atomic(f"{photos}/p 03%é+.png", encoded(picture(90, 60, 1000)))
+    for number in (5, 6, 7):
+        storage.delete(f"{photos}/p {number:02d}%é+.png")
+    faults = Faults(8, share, delay_s=delay_s)
+    faults.force("flipped", "GET", "/shards/")  # what is verified is what the store has, not what came
+    there = refresh(calm, remove_missing=True)
+    with through(faults):
+        here_too = refresh(harmed, remove_missing=True)
+    assert (there.exit_code, here_too.exit_code) == (0, 0), here_too.report
+    assert (there.snapshot_uri, here_too.snapshot_uri) == (f"{calm}@2", f"{harmed}@2")
+    assert seen(calm) == seen(harmed)
+    dataset = open_dataset(f"{harmed}@2")
+    names = [dataset[row]["uri"] for row in range(len(dataset))]
+    assert sorted(names) == sorted(info.uri for info in storage.list_objects(photos)) and len(names) == 57
+    assert sum(faults.injected.values()) >= least
     print(f"\n{sum(faults.requests.values())} requests, injected {dict(faults.injected)}")
 
 
