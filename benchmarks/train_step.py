@@ -161,9 +161,9 @@ def table(base: AutoencoderTrainingConfig, ways: list[tuple[Way, int]], device: 
             if device.type == "cuda":
                 torch.cuda.empty_cache()
         first = first or found.images_s
+        memory = f"{found.memory_bytes / MIB:,.0f}" if found.memory_bytes else "not measured"
         print(f"| {way.name} | {batch} | {found.images_s:.1f} | {found.images_s / first:.2f} × | "
-              f"{flops * found.images_s / most:.1%} | " + (f"{found.memory_bytes / MIB:,.0f} |" if found.memory_bytes else "not measured |"),
-              flush=True)
+              f"{flops * found.images_s / most:.1%} | {memory} |", flush=True)
 
 
 def profile(base: AutoencoderTrainingConfig, way: Way, batch: int, device: torch.device, path: str) -> None:
@@ -198,7 +198,8 @@ def main(argv: list[str] | None = None) -> None:
     args = parser.parse_args(argv or [])
     base, device = AUTOENCODER[args.preset](), torch.device("cuda" if gpu else "cpu")
     best = ON_GPU[-2] if gpu else PLAIN[-1]
-    ways = [*((way, base.loop.batch) for way in (*PLAIN, *(ON_GPU if gpu else ON_CPU))), *((best, batch) for batch in args.batches)]
+    ways = [(way, base.loop.batch) for way in (*PLAIN, *(ON_GPU if gpu else ON_CPU))]
+    ways += [(best, batch) for batch in args.batches]
     print(f"Preset {args.preset}, " + (f"data of {args.dataset}" if args.dataset else "random data") + ".\n")
     with contextlib.ExitStack() as held:
         def batches(config: AutoencoderTrainingConfig) -> Iterator[Batch]:

@@ -1,7 +1,7 @@
 """Make the photographs of the paper's 6K-Mix from FFHQ at 1024 px: python jobs/prepare_ffhq_6k_mix.py --images DIR --out DIR
 
-Then ingest OUT/lr with --group lr and OUT/hr with --group hr, both with --val-fraction 0, into one dataset, and train the preset
-ffhq_6k_mix. The same command again writes what is missing.
+Then ingest OUT/lr with --group lr and OUT/hr with --group hr, both with --val-fraction 0, into one dataset, and train the
+preset ffhq_6k_mix. The same command again writes what is missing.
 """
 
 import sys

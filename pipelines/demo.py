@@ -13,7 +13,6 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 from infd import checkpoint, storage
@@ -23,7 +22,7 @@ from infd.data.snapshot import Dataset, open_dataset
 from infd.errors import ConfigError, InfdError, PhotoError, TrainingError
 from infd.fetching import get_weights
 from infd.generation.load import load_autoencoder
-from infd.generation.reconstruct import center_view, compare, resized
+from infd.generation.reconstruct import compare, subject, view_of
 from infd.presets import AUTOENCODER
 from infd.training.run import default_run
 from infd.weights import check as check_weights
@@ -38,6 +37,7 @@ PRESET = "tiny"
 VAL_FRACTION = 0.15
 """Share of the photographs held out of training: of tens of photographs, enough to show a few."""
 SHOWN_HELD_OUT, SHOWN_SEEN = 4, 2
+SHOWN_NATIVE_PX = 1024
 CURVES = ("train/loss", "train/l1", "train/lpips", "val/loss", "train/psnr", "val/psnr", "train/logits_real",
           "train/logits_fake", "speed/images_per_s")
 
@@ -177,9 +177,8 @@ def shown(dataset: Dataset, run: str, prefix: str, sources: list[Source]) -> Ite
             photo = decode(source.path.read_bytes(), max_pixels=limits.max_pixels, min_side_px=limits.min_side_px)
         except PhotoError as error:
             raise InfdError(f"{source.path}: {error}; it was ingested, so the file has changed since") from error
-        view = center_view(photo)
-        panels = compare(autoencoder, partial(resized, view), native=min(view.width, 1024), lowres_px=lowres_px)
-        yield ShownPhoto(source.key, row["split"] == "val", panels)
+        seen = subject(autoencoder, view_of(photo), native=min(photo.size), lowres_px=lowres_px)
+        yield ShownPhoto(source.key, row["split"] == "val", compare(seen, most_px=SHOWN_NATIVE_PX))
 
 
 def provenance(sources: list[Source]) -> list[Provenance]:

@@ -3,7 +3,7 @@
 import logging
 import sys
 
-NOISY = ("botocore", "ray.data", "alembic")
+NOISY = ("botocore", "ray.data", "alembic", "mlflow.system_metrics")
 
 
 def to_stderr() -> None:

@@ -7,6 +7,7 @@ import time
 from PIL import Image
 from tqdm import tqdm
 
+from infd.training.alarms import Alarm
 from infd.training.loop import Metrics
 from infd.training.run import Observer
 
@@ -52,6 +53,9 @@ class ProgressObserver:
     def checkpointed(self, step: int, uri: str, metrics: Metrics) -> None:
         logger.info("step %d: checkpoint %s", step, uri)
 
+    def alarm(self, step: int, alarm: Alarm) -> None:
+        logger.log(logging.INFO if alarm.over else logging.WARNING, "step %d: %s", step, alarm.text)
+
 
 class Observers:
     """Tells several observers, in order."""
@@ -70,6 +74,10 @@ class Observers:
     def checkpointed(self, step: int, uri: str, metrics: Metrics) -> None:
         for observer in self.observers:
             observer.checkpointed(step, uri, metrics)
+
+    def alarm(self, step: int, alarm: Alarm) -> None:
+        for observer in self.observers:
+            observer.alarm(step, alarm)
 
 
 def figures(metrics: Metrics, names: tuple[str, ...]) -> str:

@@ -4,7 +4,6 @@ import io
 import logging
 import time
 from collections.abc import Iterator, Sequence
-from functools import partial
 
 from PIL import Image
 
@@ -13,7 +12,7 @@ from infd.config import IngestConfig
 from infd.data.photo import REASONS, decode
 from infd.errors import ConfigError, PhotoError
 from infd.generation.load import load_autoencoder
-from infd.generation.reconstruct import center_view, compare, reconstruct, resized, sheet
+from infd.generation.reconstruct import compare, deep_zoom, reconstruct, sheet, subject, view_of
 from pipelines.progress import duration
 
 logger = logging.getLogger(__name__)
@@ -42,9 +41,8 @@ def reconstruct_files(uri: str, images: Sequence[str], *, sizes: Sequence[int], 
             logger.info("%s: rendered at %d in %s", address, size, duration(time.monotonic() - began))
             yield write_png(render, storage.join(out, f"{name}-{size}.png"))
             began = time.monotonic()
-        view = center_view(image)
-        rows.append(compare(autoencoder, partial(resized, view), native=min(view.width, SHEET_NATIVE_PX),
-                            lowres_px=lowres_px))
+        seen = subject(autoencoder, view_of(image), native=min(image.size), lowres_px=lowres_px)
+        rows.append([*compare(seen, most_px=SHEET_NATIVE_PX), *deep_zoom(seen)])
     yield write_png(sheet(rows), storage.join(out, "sheet.png"))
 
 

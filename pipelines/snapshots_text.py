@@ -1,6 +1,6 @@
 """Snapshots as plain text: a table of all, and what changed between two."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from infd.data import history
 from infd.data.history import Difference
@@ -16,10 +16,11 @@ def list_text(dataset: str) -> str:
     return table_text([COLUMNS, *rows])
 
 
-def table_text(rows: Sequence[Sequence[str]]) -> str:
-    """Columns flush right."""
+def table_text(rows: Sequence[Sequence[str]], *, left: Collection[int] = ()) -> str:
+    """Columns flush right, those whose numbers stand in `left` flush left."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return "\n".join("  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows)
+    return "\n".join("  ".join(cell.ljust(width) if i in left else cell.rjust(width)
+                               for i, (cell, width) in enumerate(zip(row, widths, strict=True))).rstrip() for row in rows)
 
 
 def difference_text(older: str, newer: str, *, limit: int) -> str:

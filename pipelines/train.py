@@ -9,7 +9,7 @@ import logging
 import os
 import time
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -67,8 +67,9 @@ def train_here(run: Run, where: RunConfig) -> None:
     ok = False
     try:
         tracked = replace(run, tracking_id=run_id)
-        with driving(run) if world.rank == 0 else contextlib.nullcontext(), interruption.listening():
-            run_autoencoder(tracked, world=world, observer=observer(tracked))
+        with (driving(run) if world.rank == 0 else contextlib.nullcontext(), interruption.listening(),
+              observing(tracked, world) as observer):
+            run_autoencoder(tracked, world=world, observer=observer)
             world.leave()                                          # rank 0 has written its last checkpoint by then
         ok = True
     finally:
@@ -134,8 +135,8 @@ def train_worker(payload: dict[str, Any]) -> str | None:
     run = Run(payload["uri"], payload["preset"], unflat(AutoencoderTrainingConfig, payload["config"]),
               payload["snapshot"], payload["start"], payload["mlflow_run_id"])
     try:
-        with interruption.heeding():                               # ListeningTorch has this process listen
-            run_autoencoder(run, world=world, observer=observer(run), wished=asked_to_stop)
+        with interruption.heeding(), observing(run, world) as observer:    # ListeningTorch has this process listen
+            run_autoencoder(run, world=world, observer=observer, wished=asked_to_stop)
     except TrainingError as error:                                 # raised on all ranks at once
         return str(error)
     return None
@@ -148,10 +149,15 @@ def asked_to_stop() -> bool:
     return ray.train.get_preemption_info() is not None or interruption.wished()
 
 
-def observer(run: Run) -> Observer:
-    """Progress on stderr, and MLflow where the run is tracked."""
+@contextlib.contextmanager
+def observing(run: Run, world: World) -> Iterator[Observer]:
+    """Progress on stderr; on rank 0 of a run that is tracked MLflow too."""
     progress = ProgressObserver(steps=run.config.loop.steps)
-    return Observers(progress, tracking.MlflowObserver(run.tracking_id)) if run.tracking_id else progress
+    if world.rank or run.tracking_id is None:
+        yield progress
+    else:
+        with tracking.observing(run) as tracked:
+            yield Observers(progress, tracked)
 
 
 def wants_gpu(where: RunConfig, resources: Mapping[str, float]) -> bool:

@@ -1,7 +1,8 @@
 """Photographs through the autoencoder and back, at any size, and sheets that show them side by side."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -9,12 +10,15 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 
 from infd.models.autoencoder import Autoencoder
-from infd.models.fields import Field
+from infd.models.fields import Box, Field
+from infd.models.renderers.clif import Statistics
 
 PANEL = 256
 """Side of a panel of a sheet, pixels."""
 ZOOM = 4
-"""A deep zoom shows the middle 1/ZOOM of the view at PANEL pixels."""
+"""A zoom shows the middle 1/ZOOM of the view at PANEL pixels."""
+DEEP_PX = 128
+"""A deep zoom shows so many pixels of the native side a panel."""
 
 
 def to_tensor(image: Image.Image) -> Tensor:
@@ -71,28 +75,84 @@ class Panel:
     label: str
 
 
-@torch.no_grad()
-def compare(autoencoder: Autoencoder, whole: Callable[[int], Image.Image], *, native: int, lowres_px: int,
-            sizes: Sequence[int] = (256, 512)) -> list[Panel]:
-    """Panels of one photograph: encoder's input, photograph, renders at `sizes` and at native, a deep zoom.
+class View(Protocol):
+    """A photograph's square view: `view(r, y, x, size)` is the part of `size` pixels at (y, x) of it at side r."""
 
-    All renders take the norms' statistics of the one at PANEL: no seams, and one pass over the pixels.
-    `whole(r)` is the photograph's view at side r <= native. Renders above PANEL are shown reduced to it.
+    def __call__(self, r: int, y: int, x: int, size: int, /) -> Image.Image: ...
+
+
+def view_of(image: Image.Image) -> View:
+    """The centred view of an image that is in memory."""
+    square = center_view(image)
+
+    def part(r: int, y: int, x: int, size: int, /) -> Image.Image:
+        return resized(square, r).crop((x, y, x + size, y + size))
+
+    return part
+
+
+class Subject(NamedTuple):
+    """A photograph of side `native` and its field; all renders of it take the statistics of the norms at PANEL: no seams,
+    and one pass over the pixels."""
+
+    view: View
+    native: int
+    lowres_px: int
+    field: Field
+    statistics: Statistics
+
+
+def subject(autoencoder: Autoencoder, view: View, *, native: int, lowres_px: int) -> Subject:
+    """The photograph `view` of side `native`, encoded."""
+    side = min(native, 2 * lowres_px)
+    field = field_of(autoencoder, view(side, 0, 0, side), lowres_px=lowres_px)
+    return Subject(view, native, lowres_px, field, field.statistics(PANEL, PANEL))
+
+
+def compare(seen: Subject, *, most_px: int, sizes: Sequence[int] = (256, 512)) -> list[Panel]:
+    """Panels of one photograph: encoder's input, photograph, renders at `sizes` and at native, the middle 1/ZOOM.
+
+    Nothing is larger than most_px, which a larger native is reduced to. Renders above PANEL are shown reduced to it.
     """
-    field = field_of(autoencoder, whole(min(native, 2 * lowres_px)), lowres_px=lowres_px)
-    panels = [Panel(whole(min(native, lowres_px)), f"input {lowres_px}"), Panel(whole(min(native, PANEL)), "photograph")]
-    statistics = field.statistics(PANEL, PANEL)
-    for size in [*(size for size in sizes if size < native), native]:
-        render = to_image(field.render(size, size, statistics=statistics))
-        name = f"native {size}" if size == native else str(size)
+    def whole(side: int) -> Image.Image:
+        return seen.view(side, 0, 0, side)
+
+    native, largest = seen.native, min(seen.native, most_px)
+    panels = [Panel(whole(min(native, seen.lowres_px)), f"input {seen.lowres_px}"),
+              Panel(whole(min(native, PANEL)), "photograph")]
+    for size in [*(size for size in sizes if size < largest), largest]:
+        render = to_image(seen.field.render(size, size, statistics=seen.statistics))
+        name = str(size) if size < largest else f"native {native}" if largest == native else f"{size} of native {native}"
         panels.append(Panel(render, f"render {name}: {psnr_db(render, whole(size)):.1f} dB"))
-    virtual = PANEL * ZOOM
-    start = (virtual - PANEL) // 2
-    box = (start, start, start + PANEL, start + PANEL)
-    zoom = to_image(field.render(virtual, virtual, box=box, statistics=statistics))
-    top, left, bottom, right = (round(edge * native / virtual) for edge in box)
-    middle = whole(native).crop((left, top, right, bottom))
-    return [*panels, Panel(middle, f"photograph x{ZOOM}"), Panel(zoom, f"render x{ZOOM}")]
+    side = min(native, PANEL * ZOOM)
+    start, part = (side - side // ZOOM) // 2, side // ZOOM
+    virtual, first = PANEL * ZOOM, (PANEL * ZOOM - PANEL) // 2
+    zoom = to_image(seen.field.render(virtual, virtual, box=Box(first, first, PANEL, PANEL), statistics=seen.statistics))
+    return [*panels, Panel(seen.view(side, start, start, part), f"photograph x{ZOOM}"), Panel(zoom, f"render x{ZOOM}")]
+
+
+def deep_zoom(seen: Subject) -> list[Panel]:
+    """DEEP_PX pixels of the photograph at its native side where most is to be seen, and of its render; a sheet enlarges."""
+    part = min(DEEP_PX, seen.native)
+    side = min(seen.native, PANEL * ZOOM)
+    y, x = (min(round(edge * seen.native / side), seen.native - part)
+            for edge in busiest(seen.view(side, 0, 0, side), part=max(1, round(part * side / seen.native))))
+    pixels = seen.view(seen.native, y, x, part)
+    render = to_image(seen.field.render(seen.native, seen.native, box=Box(y, x, part, part), statistics=seen.statistics))
+    return [Panel(pixels, f"{part} px of native {seen.native}"),
+            Panel(render, f"render of them: {psnr_db(render, pixels):.1f} dB")]
+
+
+def busiest(square: Image.Image, *, part: int) -> tuple[int, int]:
+    """First row and column of that block of `part` pixels whose neighbouring pixels differ most; blocks overlap by half."""
+    grey = np.asarray(square.convert("L"), np.float64)
+    detail = np.abs(np.diff(grey, axis=0, prepend=grey[:1])) + np.abs(np.diff(grey, axis=1, prepend=grey[:, :1]))
+    total = np.pad(detail.cumsum(0).cumsum(1), ((1, 0), (1, 0)))      # of all pixels above and to the left
+    first = np.unique([*range(0, len(grey) - part, max(1, part // 2)), len(grey) - part])
+    after = first + part
+    sums = total[np.ix_(after, after)] - total[np.ix_(first, after)] - total[np.ix_(after, first)] + total[np.ix_(first, first)]
+    y, x = np.unravel_index(int(sums.argmax()), sums.shape)
+    return int(first[y]), int(first[x])
 
 
 def sheet(rows: Sequence[Sequence[Panel]]) -> Image.Image:

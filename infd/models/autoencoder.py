@@ -184,7 +184,31 @@ class ReplicateDownsample(nn.Module):
         self.conv = conv
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.conv(F.pad(x, (0, 1, 0, 1), mode="replicate"))
+        return self.conv(with_border(x, before=0))
+
+
+class ReplicateConv2d(nn.Conv2d):
+    """A 3 x 3 convolution that repeats the border once all around."""
+
+    @classmethod
+    def of(cls, conv: nn.Conv2d) -> "ReplicateConv2d":
+        """With the parameters of `conv`."""
+        with torch.device("meta"):
+            made = cls(conv.in_channels, conv.out_channels, 3)
+        made.weight, made.bias = conv.weight, conv.bias
+        return made
+
+    def forward(self, input: Tensor) -> Tensor:
+        return super().forward(with_border(input, before=1))
+
+
+def with_border(x: Tensor, *, before: int) -> Tensor:
+    """The last row and column of x (B, C, h, w) repeated once, the first ones `before` times."""
+    if not torch.compiler.is_compiling():
+        return F.pad(x, (before, 1, before, 1), mode="replicate")
+    # torch 2.13's inductor expects another layout of this padding's gradient than it gets; joined, it fuses it as well
+    x = torch.cat([*[x[:, :, :1]] * before, x, x[:, :, -1:]], dim=2)
+    return torch.cat([*[x[..., :1]] * before, x, x[..., -1:]], dim=3)
 
 
 def replicate_padding(network: nn.Module) -> nn.Module:
@@ -193,7 +217,8 @@ def replicate_padding(network: nn.Module) -> nn.Module:
         samplers: Any = getattr(module, "downsamplers", None) or ()
         for index, sampler in enumerate(samplers):
             samplers[index] = ReplicateDownsample(sampler.conv)
-    for module in network.modules():
-        if isinstance(module, nn.Conv2d) and module.padding == (1, 1):
-            module.padding_mode = "replicate"
+    for module in list(network.modules()):
+        for name, child in list(module.named_children()):
+            if isinstance(child, nn.Conv2d) and child.padding == (1, 1):
+                setattr(module, name, ReplicateConv2d.of(child))
     return network

@@ -115,6 +115,9 @@ class Window:
         metrics = dict(zip(names, table.nanmean(0).tolist(), strict=True))
         metrics["speed/images_per_s"] = len(self.rows) * self.config.batch / max(seconds, 1e-9)
         metrics["speed/data_wait_fraction"] = self.batches.stats()["wait_fraction"]
+        if self.world.device.type == "cuda":                       # rank 0's, the most since the last fetch
+            metrics["train/gpu_memory_bytes"] = float(torch.cuda.max_memory_allocated(self.world.device))
+            torch.cuda.reset_peak_memory_stats(self.world.device)
         self.rows = []
         self.started = time.monotonic()
         return metrics

@@ -26,16 +26,20 @@ from infd.config import AutoencoderConfig, AutoencoderTrainingConfig, departures
 from infd.data.loader import Batch, Loader
 from infd.data.order import Order, slots_of, validation_samples
 from infd.data.snapshot import Dataset, newest_number, open_dataset, split_address
-from infd.errors import CheckpointError, ConfigError, DatasetError, PreconditionFailed, TrainingError
-from infd.generation.reconstruct import compare, sheet
+from infd.errors import CheckpointError, ConfigError, DatasetError, PreconditionFailed, StorageError, TrainingError
+from infd.generation.reconstruct import View, compare, deep_zoom, sheet, subject
 from infd.losses.perceptual import Lpips
 from infd.training import interruption
+from infd.training.alarms import Alarm, Watch
 from infd.training.autoencoder import AutoencoderStage
 from infd.training.loop import Metrics, train
 from infd.training.world import World
 from infd.weights import load_weights, network
 
 logger = logging.getLogger(__name__)
+
+SAVE_TRIES, SAVE_WAIT_S = 4, 15
+"""Of a checkpoint, beyond what a store's client retries by itself: a full disk that someone clears, a store that restarts."""
 
 
 @dataclass(frozen=True)
@@ -60,6 +64,8 @@ class Observer(Protocol):
     def picture(self, step: int, name: str, image: Image.Image) -> None: ...
 
     def checkpointed(self, step: int, uri: str, metrics: Metrics) -> None: ...
+
+    def alarm(self, step: int, alarm: Alarm) -> None: ...
 
 
 def default_run(dataset: str, preset: str, config: AutoencoderTrainingConfig, start_from: str = "") -> str:
@@ -201,6 +207,20 @@ def validation_batches(dataset: Dataset, config: AutoencoderTrainingConfig, worl
         return [loader.read(samples[i:i + loop.batch]) for i in range(0, len(samples), loop.batch)]
 
 
+def persistent(write: Callable[[], None], *, what: str) -> None:
+    """Call `write`, which may be repeated, until the store takes it; after SAVE_TRIES its StorageError stands."""
+    for left in reversed(range(SAVE_TRIES)):
+        try:
+            return write()
+        except StorageError as error:
+            if not left:
+                raise StorageError(
+                    f"{what}: not written in {SAVE_TRIES} tries; the one before is whole; make room, or wait for the store, "
+                    f"then run the same command again ({error})") from error
+            logger.warning("%s: %s; tried again in %d s", what, error, SAVE_WAIT_S)
+            time.sleep(SAVE_WAIT_S)
+
+
 class RunHooks:
     """What a run writes while it trains."""
 
@@ -211,11 +231,14 @@ class RunHooks:
         self.metrics: Metrics = {}
         self.started = time.monotonic()
         self.best = self._best_loss()
+        self.watch = Watch(run.config, workers=world.size)
 
     def log(self, step: int, metrics: Metrics) -> None:
         self.metrics = self.metrics | metrics
         if self.world.rank == 0:
             self.observer.log(step, metrics)
+            for alarm in self.watch.look(step, metrics):
+                self.observer.alarm(step, alarm)
 
     def validated(self, step: int, metrics: Metrics) -> None:
         self.metrics = self.metrics | metrics
@@ -223,11 +246,16 @@ class RunHooks:
             self.observer.log(step, metrics)
 
     def save(self, step: int, metrics: Metrics) -> None:
-        """Write the checkpoint of `step`, then let `last` (and `best`) mean it, then remove old ones."""
+        """Write the checkpoint of `step`, then let `last` (and `best`) mean it, then remove old ones.
+
+        A store that does not take it is tried SAVE_TRIES times; then StorageError, and the checkpoint before is whole.
+        """
         if not self.stage.finite():                                # alike on all ranks, so all of them stop
             self.not_finite(step)
-        if self.world.rank != 0:
-            return
+        if self.world.rank == 0:
+            persistent(lambda: self._save(step, metrics), what=f"run {self.run.uri}: the checkpoint of step {step}")
+
+    def _save(self, step: int, metrics: Metrics) -> None:
         uri = checkpoint.step_uri(self.run.uri, step)
         checkpoint.save(uri, model=self.stage.model_state(), train_state=self.stage.train_state(),
                         meta=self._meta(step, metrics))
@@ -241,16 +269,22 @@ class RunHooks:
         self.observer.checkpointed(step, uri, metrics)
 
     def preview(self, step: int) -> None:
-        """A sheet of a few photographs beside their renders; of the val split where it has any."""
+        """A sheet of the same few photographs beside their renders; of the val split where it has any."""
         if self.world.rank != 0:
             return
-        network = self.stage.shown.eval()
-        rows = preview_rows(self.dataset, self.run.config.loop.preview_photos)
-        page = sheet([compare(network, self._whole(row), native=self._native(row),
-                              lowres_px=self.run.config.crop.lowres_px) for row in rows])
+        network, config = self.stage.shown.eval(), self.run.config
+        rows = []
+        for row in preview_rows(self.dataset, config.loop.preview_photos):
+            seen = subject(network, self._view(row), native=int(self.dataset.manifest.short_side[row]),
+                           lowres_px=config.crop.lowres_px)
+            rows.append([*compare(seen, most_px=config.loop.preview_px), *deep_zoom(seen)])
+        page = sheet(rows)
         buffer = io.BytesIO()
         page.save(buffer, "PNG")
-        storage.put_atomic(storage.join(self.run.uri, "previews", f"step-{step:08d}.png"), buffer.getvalue())
+        try:
+            storage.put_atomic(storage.join(self.run.uri, "previews", f"step-{step:08d}.png"), buffer.getvalue())
+        except StorageError as error:                              # not worth a run
+            logger.warning("step %d: the preview is not stored: %s", step, error)
         self.observer.picture(step, "preview", page)
 
     def not_finite(self, step: int) -> None:
@@ -270,14 +304,11 @@ class RunHooks:
                             f"(photos {', '.join(uris)}); lower optimizer.lr or look at these photos, then resume "
                             "from the last checkpoint by the same command")
 
-    def _whole(self, row: int) -> Callable[[int], Image.Image]:
-        def view(r: int) -> Image.Image:
-            return Image.fromarray(self.dataset.patch(row, r=r, y=0, x=0, size=r))
+    def _view(self, row: int) -> View:
+        def part(r: int, y: int, x: int, size: int, /) -> Image.Image:
+            return Image.fromarray(self.dataset.patch(row, r=r, y=y, x=x, size=size))
 
-        return view
-
-    def _native(self, row: int) -> int:
-        return min(int(self.dataset.manifest.short_side[row]), self.run.config.loop.preview_px)
+        return part
 
     def _best_loss(self) -> float:
         if checkpoint.pointed(self.run.uri, "best") is None:

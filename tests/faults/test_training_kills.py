@@ -3,21 +3,25 @@
 import dataclasses
 import os
 import random
+import resource
 import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from crashes import finished_within
+from faults.proxy import Faults
 from pictures import encoded, picture
 
-from infd import checkpoint
+from infd import checkpoint, s3
 from infd.config import AutoencoderTrainingConfig, DiscriminatorConfig, IngestConfig, LossConfig
 from infd.data.snapshot import write_dataset
+from infd.errors import StorageError
 from infd.presets import tiny
+from infd.training import run as run_module
 from infd.training.loop import Metrics
 from infd.training.run import open_run, run_autoencoder
 from infd.training.world import World
@@ -27,7 +31,7 @@ STEPS, SHORT, KILLS = 24, 6, 10
 
 CHILD = """
 import os, random, signal, sys, threading
-sys.path.insert(0, "tests/faults")
+sys.path[:0] = ["tests", "tests/faults"]
 import torch
 import test_training_kills as case
 from infd.training import world
@@ -111,6 +115,7 @@ def launched(run: str, dataset: str, workers: int, *, victim: int = -1, step: in
 
 
 @pytest.mark.long
+@pytest.mark.timeout(3600)
 @pytest.mark.parametrize("workers", [1, 2])
 def test_law_ten_kills_at_random_steps_end_in_the_same_bytes(dataset, tmp_path, workers):
     whole, chance = str(tmp_path / "whole"), random.Random(workers)
@@ -142,3 +147,64 @@ def test_law_a_run_that_dies_before_any_write_of_a_checkpoint_ends_the_same(data
         assert ends(run, SHORT) == ends(whole, SHORT)
         last, writes = step, writes + 1
     assert last == SHORT and writes > 12
+
+
+# ---------------------------------------------------------------- writes that fail
+
+
+@pytest.fixture
+def small_disk(monkeypatch) -> Iterator[Callable[[int], None]]:
+    """`small_disk(bytes)`: the kernel refuses files that are longer, as a full disk does; no wait between tries."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    monkeypatch.setattr(run_module, "SAVE_WAIT_S", 0)
+    yield lambda limit: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def test_error_a_full_disk_ends_the_run_in_one_line_and_harms_no_checkpoint(dataset, tmp_path, small_disk, caplog):
+    run = str(tmp_path / "run")
+    train(run, dataset, World(), steps=3)
+    before = ends(run, 3)
+    small_disk(10_000)
+    with pytest.raises(StorageError, match="checkpoint of step 6: not written in 4 tries; the one before is whole; make room"):
+        train(run, dataset, World(), steps=6)
+    assert ends(run, 3) == before and caplog.text.count("tried again in 0 s") == 3
+    small_disk(resource.RLIM_INFINITY)
+    train(run, dataset, World(), steps=6)
+    train(str(tmp_path / "whole"), dataset, World(), steps=6)
+    assert ends(run, 6) == ends(str(tmp_path / "whole"), 6)
+
+
+def test_law_a_disk_that_someone_clears_in_time_costs_nothing(dataset, tmp_path, small_disk, monkeypatch):
+    run, waits = str(tmp_path / "run"), []
+
+    def cleared(wait_s: float) -> None:
+        waits.append(wait_s)
+        small_disk(resource.RLIM_INFINITY)
+
+    small_disk(10_000)
+    monkeypatch.setattr(run_module.time, "sleep", cleared)
+    train(run, dataset, World(), steps=3)
+    assert waits == [0] and ends(run, 3)
+
+
+@pytest.mark.slow
+def test_law_a_store_that_goes_away_at_a_checkpoint_is_waited_for_then_named(dataset, bucket, through, tmp_path, monkeypatch):
+    monkeypatch.setattr(run_module, "SAVE_WAIT_S", 0)
+    monkeypatch.setattr(s3, "PATIENCE_S", 1.0)
+    with through(Faults(0, 0.0)) as proxy:
+        train(f"{bucket}/run", dataset, World(), steps=3)
+        save = checkpoint.save
+
+        def gone(*args: object, **named: object) -> None:
+            proxy.stop()
+            save(*args, **named)  # pyright: ignore
+
+        monkeypatch.setattr(checkpoint, "save", gone)
+        with pytest.raises(StorageError, match="the checkpoint of step 6: not written in 4 tries"):
+            train(f"{bucket}/run", dataset, World(), steps=6)
+    monkeypatch.setattr(checkpoint, "save", save)
+    assert ends(f"{bucket}/run", 3)
+    train(f"{bucket}/run", dataset, World(), steps=6)
+    train(str(tmp_path / "whole"), dataset, World(), steps=6)
+    assert ends(f"{bucket}/run", 6) == ends(str(tmp_path / "whole"), 6)

@@ -9,7 +9,14 @@ from torch import nn
 from infd.config import AutoencoderConfig
 from infd.losses.adversarial import last_layer_gradient
 from infd.models import fields
-from infd.models.autoencoder import Autoencoder, ReplicateDownsample, make_decoder, make_encoder
+from infd.models.autoencoder import (
+    Autoencoder,
+    ReplicateConv2d,
+    ReplicateDownsample,
+    make_decoder,
+    make_encoder,
+    with_border,
+)
 
 SMALL = {"widths": (8, 16), "blocks": 1, "norm_groups": 4, "renderer_dim": 8}
 
@@ -243,11 +250,22 @@ def test_law_padding_changes_no_name_or_shape_and_leaves_the_renderer():
     one, two = (small(padding=padding) for padding in ("zeros", "replicate"))
     assert {name: value.shape for name, value in one.state_dict().items()} == {
         name: value.shape for name, value in two.state_dict().items()}
-    modes = {name.split(".")[0]: set() for name, _ in two.named_modules() if name}
+    kinds = {name.split(".")[0]: set() for name, _ in two.named_modules() if name}
     for name, module in two.named_modules():
         if isinstance(module, nn.Conv2d) and module.kernel_size == (3, 3) and not name.endswith("downsamplers.0.conv"):
-            modes[name.split(".")[0]].add(module.padding_mode)
-    assert modes["encoder"] == modes["decoder"] == {"replicate"} and modes["renderer"] == {"zeros"}
+            kinds[name.split(".")[0]].add(type(module))
+    assert kinds["encoder"] == kinds["decoder"] == {ReplicateConv2d} and kinds["renderer"] == {nn.Conv2d}
+
+
+@pytest.mark.parametrize("before", [0, 1])
+def test_law_a_border_is_the_same_where_it_is_compiled(before, monkeypatch):
+    x = torch.randn(2, 3, 5, 4, requires_grad=True)
+    weights = torch.randn(2, 3, 6 + before, 5 + before)
+    (plain,) = torch.autograd.grad((with_border(x, before=before) * weights).sum(), x)
+    padded = with_border(x, before=before)
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+    assert torch.equal(with_border(x, before=before), padded)
+    torch.testing.assert_close(torch.autograd.grad((with_border(x, before=before) * weights).sum(), x)[0], plain)
 
 
 @pytest.mark.parametrize("padding", ["zeros", "replicate"])

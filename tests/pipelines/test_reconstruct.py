@@ -11,6 +11,7 @@ from PIL import Image
 from infd import checkpoint
 from infd.config import flat
 from infd.errors import ConfigError, PhotoError
+from infd.generation.reconstruct import DEEP_PX, PANEL, ZOOM, compare, deep_zoom, sheet, subject, view_of
 from infd.generation.reconstruct import reconstruct as renders
 from infd.models.autoencoder import Autoencoder
 from infd.models.fields import Field
@@ -70,3 +71,50 @@ def test_law_a_photo_is_encoded_once_and_rendered_size_by_size(monkeypatch):
     seen = [(size, image.size, list(done))
             for size, image in renders(autoencoder, picture(100, 80), [8, 24], lowres_px=64)]
     assert seen == [(8, (8, 8), ["encode", "render"]), (24, (24, 24), ["encode", "render", "render"])]
+
+
+def busy_corner(r: int, y: int, x: int, size: int, /) -> Image.Image:
+    """A view, grey but for noise of amplitude 100 at 0.75 to 0.8 of both axes."""
+    rows, columns = ((np.arange(size) + start + 0.5) / r for start in (y, x))
+    inside = ((rows >= 0.75) & (rows < 0.8))[:, None] & ((columns >= 0.75) & (columns < 0.8))
+    noise = np.random.default_rng(0).integers(28, 228, (size, size))
+    return Image.fromarray(np.where(inside, noise, 128).astype(np.uint8)).convert("RGB")
+
+
+def test_law_panels_of_a_giant_photograph_hold_no_more_than_they_show(monkeypatch):
+    """A side of 30,000: no part of it, and no render, is larger than most_px or the zoom's view."""
+    asked, rendered, native, render = [], [], 30_000, Field.render
+
+    def view(r: int, y: int, x: int, size: int, /) -> Image.Image:
+        asked.append(size)
+        return busy_corner(r, y, x, size)
+
+    def recorded(self, height, width, **options):
+        out = render(self, height, width, **options)
+        rendered.append((height, *out.shape[-2:]))
+        return out
+
+    monkeypatch.setattr(Field, "render", recorded)
+    seen = subject(Autoencoder(tiny().model).eval(), view, native=native, lowres_px=64)
+    panels = [*compare(seen, most_px=300), *deep_zoom(seen)]
+    assert max(asked) <= PANEL * ZOOM
+    assert rendered == [(256, 256, 256), (300, 300, 300), (PANEL * ZOOM, PANEL, PANEL), (native, DEEP_PX, DEEP_PX)]
+    assert [panel.label.split(":")[0] for panel in panels] == [
+        "input 64", "photograph", "render 256", "render 300 of native 30000", "photograph x4", "render x4",
+        "128 px of native 30000", "render of them"]
+    assert sheet([panels]).width == 8 * (PANEL + 8) + 8
+
+
+@pytest.mark.parametrize("native", [200, 1000, 5000])
+def test_the_deep_zoom_is_where_most_is_to_be_seen(native):
+    seen = subject(Autoencoder(tiny().model).eval(), busy_corner, native=native, lowres_px=64)
+    pixels = np.asarray(deep_zoom(seen)[0].image, np.float32)
+    assert pixels.shape == (DEEP_PX, DEEP_PX, 3) and (pixels != 128).mean() > 0.5 * min(1, 0.05 * native / DEEP_PX) ** 2
+
+
+def test_law_a_view_of_an_image_is_its_centred_square_resized():
+    image = picture(300, 200)
+    view, square = view_of(image), np.asarray(image)[:, 50:250]
+    np.testing.assert_array_equal(np.asarray(view(200, 0, 0, 200)), square)
+    np.testing.assert_array_equal(np.asarray(view(200, 20, 30, 40)), square[20:60, 30:70])
+    np.testing.assert_array_equal(np.asarray(view(100, 5, 6, 50)), np.asarray(view(100, 0, 0, 100))[5:55, 6:56])

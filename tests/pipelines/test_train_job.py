@@ -17,6 +17,7 @@ from infd.config import IngestConfig
 from infd.data.snapshot import write_dataset
 from infra import submit
 from infra.processes import MARKER
+from pipelines import runs
 
 LIMIT_S = 240
 FEW, MANY = 60, 200
@@ -118,3 +119,8 @@ def assert_tracked_once(run: str, last: int) -> None:
     assert found.data.params["loop.batch"] == "4" and found.data.params["snapshot"].endswith("@1")
     siblings = client.search_runs([found.info.experiment_id], f"params.run = '{run}'")
     assert len(siblings) == 1
+    assert "system/cpu_utilization_percentage" in found.data.metrics
+    versions = client.search_model_versions(f"run_id = '{found.info.run_id}'")
+    assert {version.source for version in versions} == {checkpoint.step_uri(run, step) for step in checkpoint.steps(run)}
+    assert client.get_model_version_by_alias(versions[0].name, "last").source == checkpoint.step_uri(run, last)
+    assert f"{last}/{last}" in runs.list_text(run, watch_s=0) and "finished" in runs.list_text(run, watch_s=0)

@@ -19,6 +19,7 @@ from infd.errors import CheckpointError, ConfigError, Interrupted, TrainingError
 from infd.generation.load import load_autoencoder
 from infd.presets import tiny
 from infd.training import interruption
+from infd.training.alarms import Alarm
 from infd.training.loop import Metrics
 from infd.training.run import check_batch, default_run, open_run, required_weights, run_autoencoder
 from infd.training.world import World
@@ -59,6 +60,7 @@ class Recorder:
         self.cut_at = cut_at
         self.rows: dict[int, Metrics] = {}
         self.pictures: list[Image.Image] = []
+        self.alarms: list[Alarm] = []
 
     def log(self, step: int, metrics: Metrics) -> None:
         self.rows[step] = self.rows.get(step, {}) | metrics
@@ -70,6 +72,9 @@ class Recorder:
 
     def checkpointed(self, step: int, uri: str, metrics: Metrics) -> None:
         pass
+
+    def alarm(self, step: int, alarm: Alarm) -> None:
+        self.alarms.append(alarm)
 
 
 class Cut(Exception):
@@ -101,7 +106,8 @@ def test_a_run_leaves_checkpoints_previews_and_metrics(dataset, tmp_path):
     assert set(checkpoint.steps(run.uri)) >= {6, 12} and 9 in checkpoint.steps(run.uri) and 3 not in checkpoint.steps(run.uri)
     assert {"train/loss", "train/l1", "train/psnr", "train/gan_weight", "train/logits_real", "speed/images_per_s",
             "speed/data_wait_fraction", "val/loss"} <= set(observer.rows[12])
-    assert len(observer.pictures) == 1 and Path(run.uri, "previews", "step-00000012.png").exists()
+    (page,) = observer.pictures                                    # input, photograph, render, zoom and deep zoom of both
+    assert Path(run.uri, "previews", "step-00000012.png").exists() and (page.width - 8) // (256 + 8) == 7
     best = checkpoint.load(f"{run.uri}/checkpoints/best")
     assert best.meta["metrics"]["val/loss"] == min(observer.rows[step]["val/loss"] for step in (6, 12))
     model = load_autoencoder(f"{run.uri}/checkpoints/best")

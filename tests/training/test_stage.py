@@ -70,8 +70,9 @@ def test_golden_named_gradients_of_the_first_iteration():
     wanted, stage = golden.tensors("stage_one"), published_stage(fresh_fake=True)
     with golden.published_ties():
         stage.step(golden_batch(), 1)
+    assert stage.discriminator is not None
     found = {official_name(f"{part}.{name}", levels=3): parameter.grad
-             for part, network in (("autoencoder", stage.autoencoder), ("discriminator", stage.discriminator)) if network is not None
+             for part, network in (("autoencoder", stage.autoencoder), ("discriminator", stage.discriminator))
              for name, parameter in network.named_parameters() if parameter.grad is not None}
     stored = {name.removeprefix(prefix): tensor for prefix in ("train0.grad.", "train0.disc.grad.")
               for name, tensor in wanted.items() if name.startswith(prefix)}
@@ -80,7 +81,6 @@ def test_golden_named_gradients_of_the_first_iteration():
     for part in ("encoder", "quantizer", "decoder", "renderer"):
         norm = torch.stack([grad.norm() for name, grad in found.items() if name.startswith(f"{part}.")]).norm()
         assert golden.relative_error(norm, wanted[f"train0.gradnorm.{part}"]) <= PARITY, part
-    assert stage.discriminator is not None
     for name, value in stage.discriminator.state_dict().items():
         if (known := wanted.get(f"train0.after_d.{official_name(f'discriminator.{name}', levels=3)}")) is not None:
             assert golden.relative_error(value, known) <= PARITY, name
