@@ -339,6 +339,83 @@ class AutoencoderTrainingConfig:
                     f"must be divisible by {2 * factor}, so that scale_equivariance can halve z")
 
 
+# ---------------------------------------------------------------- stage two
+
+
+@dataclass(frozen=True, kw_only=True)
+class DenoiserConfig:
+    """The UNet over latents. Source: INFD supplement J.1."""
+
+    widths: tuple[int, ...] = (224, 448, 672, 896)
+    """Channels of the levels; each past the first halves the side of z and has attention."""
+    blocks: int = 2
+    """ResBlocks a level on the way down; one more on the way up."""
+    head_dim: int = 32
+    """Channels of an attention head."""
+    norm_groups: int = 32
+    """Groups of every GroupNorm."""
+    z_dim: int = 3
+    """Channels of the latent, as the autoencoder's."""
+    condition: Literal["none", "class", "text"] = "none"
+    """class: a label of each latent, added to the time's embedding; text: cross-attention to a caption's embedding."""
+    classes: int = 0
+    """class: how many there are."""
+    context_dim: int = 0
+    """text: channels of a caption's embedding, as the latent shards hold it."""
+
+    def __post_init__(self) -> None:
+        require(len(self.widths) >= 2, "model.widths", self.widths, "needs at least 2 levels")
+        for width in self.widths:
+            require(width % self.norm_groups == 0, "model.norm_groups", self.norm_groups,
+                    f"must divide every width; it does not divide {width}")
+            require(width % self.head_dim == 0, "model.head_dim", self.head_dim,
+                    f"must divide every width; it does not divide {width}")
+        require((self.condition == "class") == (self.classes > 0), "model.classes", self.classes,
+                f"goes with condition=class, which is {self.condition}")
+        require((self.condition == "text") == (self.context_dim > 0), "model.context_dim", self.context_dim,
+                f"goes with condition=text, which is {self.condition}")
+
+    @property
+    def factor(self) -> int:
+        """The side of z is a multiple of this."""
+        return 2 ** (len(self.widths) - 1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DiffusionConfig:
+    """How latents are made noisy and what the denoiser learns of it. Source: INFD as published; others named there."""
+
+    objective: Literal["eps", "v", "flow"] = "eps"
+    """eps: the noise, as published; v: Salimans and Ho 2022; flow: the velocity of straight paths, Liu et al. 2022."""
+    schedule: Literal["linear", "scaled_linear"] = "linear"
+    """eps, v: linear in beta as published, or in its root, as latent diffusion's code has it."""
+    beta_from: float = 0.0015
+    """eps, v: first beta."""
+    beta_to: float = 0.0195
+    """eps, v: last beta."""
+    timesteps: int = 1000
+    """eps, v: T."""
+    min_snr_gamma: float = 0.0
+    """eps, v: weight the loss by min(SNR, this), Hang et al. 2023; 0: not weighted, as published."""
+    flow_mean: float = 0.0
+    """flow: mean of the logit of t, Esser et al. 2024."""
+    flow_std: float = 1.0
+    """flow: its standard deviation."""
+    p_unconditional: float = 0.0
+    """Share of the samples whose condition is dropped, for classifier-free guidance."""
+    scale: float = 1.0
+    """z is divided by this before noise is added; 1 as published. Stable Diffusion's latents want about 5.5."""
+
+    def __post_init__(self) -> None:
+        require(0 < self.beta_from <= self.beta_to < 1, "diffusion.beta_from", self.beta_from,
+                f"must lie above 0 and at most at beta_to={self.beta_to}, which is below 1")
+        require(self.timesteps >= 2, "diffusion.timesteps", self.timesteps, "must be at least 2")
+        require(self.min_snr_gamma >= 0, "diffusion.min_snr_gamma", self.min_snr_gamma, "must not be negative")
+        require(self.flow_std > 0, "diffusion.flow_std", self.flow_std, "must be above 0")
+        require(0 <= self.p_unconditional < 1, "diffusion.p_unconditional", self.p_unconditional, "must lie in [0, 1)")
+        require(self.scale > 0, "diffusion.scale", self.scale, "must be above 0")
+
+
 @dataclass(frozen=True, kw_only=True)
 class RunConfig:
     """Where a training run reads, writes and computes; no field here changes a number."""
