@@ -58,6 +58,6 @@ class Published:
         stage.discriminator_adam.step()
 
     def autocast(self) -> contextlib.AbstractContextManager[object]:
-        if self.stage.config.loop.precision == "float32":
+        if self.stage.config.loop.precision != "bfloat16":
             return contextlib.nullcontext()
         return torch.autocast(self.stage.world.device.type, torch.bfloat16)

@@ -89,9 +89,14 @@ def load(uri: str) -> Checkpoint:
 
 
 def newest(run: str) -> Checkpoint | None:
-    """The checkpoint that a run resumes from, or None before its first."""
-    last = storage.join(run, "checkpoints", "last")
-    return load(last) if storage.exists(f"{last}.json") else None
+    """The checkpoint that a run resumes from, or None before its first: what `last` means, or, where that was being written
+    anew, the newest whole one."""
+    step = pointed(run, "last")
+    if step is None:
+        return None
+    if not storage.exists(storage.join(step_uri(run, step), COMPLETE)):
+        step = max(steps(run), default=step)
+    return load(step_uri(run, step))
 
 
 def step_uri(run: str, step: int) -> str:

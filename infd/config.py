@@ -268,8 +268,9 @@ class LoopConfig:
     """Micro-batches into which each worker cuts its share of a step, to fit its memory; the update is that of the whole."""
     seed: int = 0
     """Key of the sample order, of the initial weights and of all noise."""
-    precision: Literal["float32", "bfloat16"] = "float32"
-    """bfloat16: autocast in the networks; weights, optimizer and losses stay float32."""
+    precision: Literal["float32", "tf32", "bfloat16"] = "float32"
+    """tf32: convolutions of NVIDIA GPUs in TensorFloat-32. bfloat16: autocast in the networks, tf32 elsewhere; weights,
+    optimizer and losses stay float32."""
     compiled: bool = False
     """torch.compile the networks: needs a C++ compiler on CPUs, and a minute or two at the start."""
     channels_last: bool = False
@@ -334,6 +335,9 @@ class AutoencoderTrainingConfig:
             least = 2 ** (self.discriminator.layers + 2)
             require(self.crop.patch_px >= least, "crop.patch_px", self.crop.patch_px,
                     f"must be at least {least} for a discriminator of {self.discriminator.layers} layers")
+        if self.loss.gan > 0 and self.loss.gradient_penalty > 0:
+            require(self.discriminator.norm != "batch", "discriminator.norm", self.discriminator.norm,
+                    "must be group or none with loss.gradient_penalty, which is of each patch alone")
         if self.loss.scale_equivariance > 0:
             require(side % (2 * factor) == 0, "crop.lowres_px", side,
                     f"must be divisible by {2 * factor}, so that scale_equivariance can halve z")
@@ -431,7 +435,7 @@ class RunConfig:
     device: Literal["auto", "cpu", "gpu"] = "auto"
     """auto: a GPU a worker where the cluster has that many, else the CPU."""
     max_failures: int = 3
-    """Times that a dead worker is replaced before the run is given up."""
+    """Times that the workers begin again after one died or was told to stop; -1: without end, for spot machines."""
     experiment: str = "infd-autoencoder"
     """MLflow experiment; used where MLFLOW_TRACKING_URI is set."""
     ray: bool = True
@@ -439,7 +443,7 @@ class RunConfig:
 
     def __post_init__(self) -> None:
         require(self.workers >= 1, "workers", self.workers, "must be at least 1")
-        require(self.max_failures >= 0, "max_failures", self.max_failures, "must not be negative")
+        require(self.max_failures >= -1, "max_failures", self.max_failures, "must be at least -1, which has no end")
 
 
 # ---------------------------------------------------------------- the one JSON form

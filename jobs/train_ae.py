@@ -56,7 +56,9 @@ def dry_run(args: TrainAutoencoder) -> str:
     from infd.config import flat
     from infd.data.snapshot import open_dataset
     from infd.training.plan import describe
+    from infd.training.run import check_batch
 
+    check_batch(args.config, args.run.workers)
     manifest = open_dataset(args.run.dataset).manifest if args.run.dataset else None
     plan = describe(args.config, workers=args.run.workers, manifest=manifest)
     return "\n".join([*(f"{name} = {value}" for name, value in flat(args.config).items()), plan])

@@ -17,7 +17,7 @@ from PIL import Image
 
 from infd import storage
 from infd.config import flat, identity
-from infd.errors import InfdError, PreconditionFailed
+from infd.errors import PreconditionFailed
 from infd.training.alarms import Alarm
 from infd.training.loop import Metrics
 from infd.training.run import Run
@@ -171,12 +171,11 @@ class MachineWatch:
 
 def _try(what: str, call: Callable[["MlflowClient"], object]) -> bool:
     """Whether `call` succeeded; where it did not, a warning says what was not sent."""
-    from mlflow.exceptions import MlflowException
     from mlflow.tracking import MlflowClient
 
     try:
         call(MlflowClient())
         return True
-    except (MlflowException, InfdError, OSError) as error:
-        logger.warning("MLflow: %s not sent: %s", what, error)
+    except Exception as error:  # of mlflow, of the store that holds its artifacts, of a proxy that answers HTML …
+        logger.warning("MLflow: %s not sent: %s: %s", what, type(error).__name__, error)
         return False

@@ -74,7 +74,8 @@ def codebook_dies(rows: Sequence[Metrics], config: AutoencoderTrainingConfig, *,
     use, perplexity = (fmean(row[f"train/codebook_{name}"] for row in rows) for name in ("use", "perplexity"))
     if use >= DEAD * even:
         return None
-    fewer = ("--model.quantizer fsq or kl, a smaller --model.codebook-size" if config.model.quantizer == "vq" else
+    fewer = ("--model.quantizer fsq, or kl with --loss.quantizer 1e-6, a smaller --model.codebook-size"
+             if config.model.quantizer == "vq" else
              "fewer --model.fsq-levels")
     return (f"the codebook dies: a batch holds {use:.2%} of its {size} codes, perplexity {perplexity:.3g}; expected more than "
             f"{DEAD * even:.2%}, {DEAD:.0%} of what even use gives; begin another --run with {fewer}, a larger "

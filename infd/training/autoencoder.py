@@ -97,6 +97,7 @@ class AutoencoderStage:
                  validation: list[Batch], start: dict[str, Tensor] | None = None) -> None:
         self.config, self.world, self.validation = config, world, validation
         self.layout = torch.channels_last if config.loop.channels_last else torch.contiguous_format
+        torch.backends.cudnn.allow_tf32 = config.loop.precision != "float32"  # torch allows it where nobody says no
         torch.manual_seed(config.loop.seed)
         autoencoder = self._placed(Autoencoder(config.model))
         if start is not None:
@@ -119,7 +120,10 @@ class AutoencoderStage:
             self.discriminator = world.distribute(discriminator)
             self.discriminator_adam = optimizers.adam(self.discriminator, config.optimizer)
         if config.loop.compiled:
-            for module in (self.autoencoder, self.discriminator and bare(self.discriminator), self.lpips):
+            compiled = [self.autoencoder, self.lpips, self.discriminator and bare(self.discriminator)]
+            if config.loss.gradient_penalty > 0 or (world.size > 1 and config.discriminator.norm == "batch"):
+                compiled.pop()  # compiled networks have no second derivative, nor the means over ranks that BatchNorm takes
+            for module in compiled:
                 if module is not None:
                     module.compile()
 
@@ -369,7 +373,7 @@ class AutoencoderStage:
         return contextlib.nullcontext() if now or self.world.size == 1 else self.world.unshared(network)
 
     def _autocast(self) -> contextlib.AbstractContextManager[object]:
-        if self.config.loop.precision == "float32":
+        if self.config.loop.precision != "bfloat16":
             return contextlib.nullcontext()
         return torch.autocast(self.world.device.type, torch.bfloat16)
 

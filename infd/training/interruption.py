@@ -10,14 +10,15 @@ _wished, _heeded = threading.Event(), threading.Event()
 
 
 def listen() -> None:
-    """Take SIGTERM as the wish while someone heeds it; else, and the second time, it does what it did before.
+    """Take SIGTERM as the wish while someone heeds it; else it does what it did before.
 
-    Only in the main thread, as Python has it; `heeding` may be in any.
+    More of them change nothing: launchers send several, and a checkpoint is being written by then. Only in the main thread,
+    as Python has it; `heeding` may be in any.
     """
     before = signal.getsignal(signal.SIGTERM)
 
     def heard(number: int, frame: object) -> None:
-        if _heeded.is_set() and not _wished.is_set():
+        if _heeded.is_set():
             _wished.set()
         elif callable(before):
             before(number, frame)  # pyright: ignore[reportArgumentType]

@@ -84,6 +84,7 @@ def train(
         if not last and (due["log_every"] or world.size == 1) and world.any(wished()):
             if not due["checkpoint_every"]:
                 hooks.save(step, latest | window.fetch(hooks))
+            world.any(False)                                       # no rank leaves while another one still writes
             raise Interrupted(f"step {step}: asked to stop; the checkpoint is saved; the same command goes on from it")
 
 

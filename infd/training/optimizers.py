@@ -58,6 +58,12 @@ def load_moments(name: str, module: nn.Module, optimizer: torch.optim.Adam, stat
         found = {entry.removeprefix(prefix): value for entry, value in state.items()
                  if entry.startswith(prefix) and "." not in entry.removeprefix(prefix)}
         if found:
+            steps_on = parameter.device if fused else "cpu"
             optimizer.state[parameter] = {
-                moment: value.clone() if moment == "step" and not fused else value.to(parameter.device, copy=True)
+                moment: value.to(steps_on, copy=True) if moment == "step" else as_of(parameter, value)
                 for moment, value in found.items()}
+
+
+def as_of(parameter: Tensor, moment: Tensor) -> Tensor:
+    """A copy on the parameter's device and in its layout in memory, which fused Adam asks for."""
+    return torch.empty_like(parameter, dtype=moment.dtype, requires_grad=False).copy_(moment)

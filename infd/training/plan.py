@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from infd.config import AutoencoderTrainingConfig
@@ -37,10 +38,10 @@ class Plan:
 def plan_autoencoder(config: AutoencoderTrainingConfig, *, workers: int) -> Plan:
     """Build the networks on the meta device and count.
 
-    Activations are the generator's; LPIPS and the discriminator are freed before its backward begins.
+    Activations are the generator's; those of LPIPS and of the discriminator come on top while their gradients are made.
     """
     with torch.device("meta"):
-        autoencoder = Autoencoder(config.model)
+        autoencoder = frozen(Autoencoder(config.model), config.freeze)
         discriminator = PatchDiscriminator(config.discriminator) if config.loss.gan > 0 else None
     parts: dict[str, nn.Module | None] = {
         "encoder": nn.ModuleList([autoencoder.encoder, autoencoder.quant_conv]),
@@ -50,8 +51,10 @@ def plan_autoencoder(config: AutoencoderTrainingConfig, *, workers: int) -> Plan
         "discriminator": discriminator,
     }
     counts = {name: sum(p.numel() for p in part.parameters()) for name, part in parts.items() if part is not None}
-    trained = sum(counts.values())
-    return Plan(counts, weights_bytes=trained * 4, optimizer_bytes=trained * 3 * 4,          # gradients and two moments
+    trained = sum(p.numel() for part in parts.values() if part is not None for p in part.parameters() if p.requires_grad)
+    average = sum(p.numel() for p in autoencoder.parameters()) if config.optimizer.ema_decay else 0
+    return Plan(counts, weights_bytes=(sum(counts.values()) + average) * 4,
+                optimizer_bytes=trained * 3 * 4,                                             # gradients and two moments
                 activation_bytes=activation_bytes(config, workers=workers))
 
 
@@ -69,7 +72,7 @@ def activation_bytes(config: AutoencoderTrainingConfig, *, workers: int) -> int:
 
     batch = max(config.loop.batch // workers // config.loop.accumulate, 1)
     with FakeTensorMode(), torch.device("cpu"):
-        autoencoder = Autoencoder(config.model)
+        autoencoder = frozen(Autoencoder(config.model), config.freeze)
         weights = {parameter.untyped_storage()._cdata for parameter in autoencoder.parameters()}
         with (torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor),
               torch.autocast("cpu", torch.bfloat16, enabled=config.loop.precision == "bfloat16")):
@@ -111,7 +114,7 @@ def model_flops(config: AutoencoderTrainingConfig) -> dict[str, int]:
 
 
 def flops_of(run: Callable[[], object]) -> int:
-    with FlopCounterMode(display=False) as counter:
+    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):  # the counter knows no fused attention
         run()
     return counter.get_total_flops()
 

@@ -15,18 +15,30 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import version
+from math import inf
 from typing import Any, Protocol
 
 import numpy as np
+import torch
 from PIL import Image
 from torch import Tensor
 
 from infd import checkpoint, storage
-from infd.config import AutoencoderConfig, AutoencoderTrainingConfig, departures, differing, digest, flat, identity, unflat
+from infd.config import (
+    AutoencoderConfig,
+    AutoencoderTrainingConfig,
+    departures,
+    differing,
+    digest,
+    flat,
+    identity,
+    require,
+    unflat,
+)
 from infd.data.loader import Batch, Loader
-from infd.data.order import Order, slots_of, validation_samples
+from infd.data.order import Order, Sample, slots_of, validation_samples
 from infd.data.snapshot import Dataset, newest_number, open_dataset, split_address
-from infd.errors import CheckpointError, ConfigError, DatasetError, PreconditionFailed, StorageError, TrainingError
+from infd.errors import CheckpointError, ConfigError, DatasetError, InfdError, PreconditionFailed, StorageError, TrainingError
 from infd.generation.reconstruct import View, compare, deep_zoom, sheet, subject
 from infd.losses.perceptual import Lpips
 from infd.training import interruption
@@ -154,6 +166,8 @@ def required_weights(config: AutoencoderTrainingConfig) -> Lpips | None:
 def check_batch(config: AutoencoderTrainingConfig, workers: int) -> None:
     """Raise ConfigError unless every worker owns the same number of slots."""
     slots_of(rank=0, world=workers, batch=config.loop.batch)
+    share, parts = config.loop.batch // workers, config.loop.accumulate
+    require(share % parts == 0, "loop.accumulate", parts, f"must divide a worker's share of the batch, {share}")
 
 
 def run_autoencoder(
@@ -229,7 +243,6 @@ class RunHooks:
         self.run, self.stage, self.dataset, self.order = run, stage, dataset, order
         self.loader, self.world, self.observer = loader, world, observer
         self.metrics: Metrics = {}
-        self.started = time.monotonic()
         self.best = self._best_loss()
         self.watch = Watch(run.config, workers=world.size)
 
@@ -246,46 +259,52 @@ class RunHooks:
             self.observer.log(step, metrics)
 
     def save(self, step: int, metrics: Metrics) -> None:
-        """Write the checkpoint of `step`, then let `last` (and `best`) mean it, then remove old ones.
+        """Write the checkpoint of `step`, then let `best` (where it is) and `last` mean it, then remove old ones.
 
-        A store that does not take it is tried SAVE_TRIES times; then StorageError, and the checkpoint before is whole.
+        A store that does not take a write is tried SAVE_TRIES times; then StorageError, and the checkpoint before is whole.
         """
         if not self.stage.finite():                                # alike on all ranks, so all of them stop
             self.not_finite(step)
-        if self.world.rank == 0:
-            persistent(lambda: self._save(step, metrics), what=f"run {self.run.uri}: the checkpoint of step {step}")
-
-    def _save(self, step: int, metrics: Metrics) -> None:
-        uri = checkpoint.step_uri(self.run.uri, step)
-        checkpoint.save(uri, model=self.stage.model_state(), train_state=self.stage.train_state(),
-                        meta=self._meta(step, metrics))
-        checkpoint.point(self.run.uri, "last", step)
+        if self.world.rank != 0:
+            return
+        uri, what = checkpoint.step_uri(self.run.uri, step), f"run {self.run.uri}: the checkpoint of step {step}"
+        model, state, meta = self.stage.model_state(), self.stage.train_state(), self._meta(step, metrics)
+        persistent(lambda: checkpoint.save(uri, model=model, train_state=state, meta=meta), what=what)
         validates = step % self.run.config.loop.validate_every == 0 or step == self.run.config.loop.steps
-        loss = metrics.get("val/loss") if validates else None
-        if (loss is not None and loss < self.best) or (validates and loss is None):
-            self.best = loss if loss is not None else self.best
-            checkpoint.point(self.run.uri, "best", step)
-        checkpoint.prune(self.run.uri, keep_every=self.run.config.loop.keep_every)
+        loss = metrics.get("val/loss", -inf) if validates else inf  # without photos to validate on each is the best
+        if loss < self.best or loss == -inf:
+            self.best = loss
+            persistent(lambda: checkpoint.point(self.run.uri, "best", step), what=what)
+        persistent(lambda: checkpoint.point(self.run.uri, "last", step), what=what)
+        try:
+            checkpoint.prune(self.run.uri, keep_every=self.run.config.loop.keep_every)
+        except StorageError as error:
+            logger.warning("step %d: old checkpoints are not removed: %s", step, error)
         self.observer.checkpointed(step, uri, metrics)
 
     def preview(self, step: int) -> None:
-        """A sheet of the same few photographs beside their renders; of the val split where it has any."""
+        """A sheet of the same few photographs beside their renders; of the val split where it has any. It is not worth a
+        run: what goes wrong is a warning."""
         if self.world.rank != 0:
             return
+        try:
+            page = self._sheet()
+            buffer = io.BytesIO()
+            page.save(buffer, "PNG")
+            storage.put_atomic(storage.join(self.run.uri, "previews", f"step-{step:08d}.png"), buffer.getvalue())
+        except (InfdError, OSError, torch.OutOfMemoryError) as error:
+            logger.warning("step %d: no preview: %s", step, error)
+            return
+        self.observer.picture(step, "preview", page)
+
+    def _sheet(self) -> Image.Image:
         network, config = self.stage.shown.eval(), self.run.config
         rows = []
         for row in preview_rows(self.dataset, config.loop.preview_photos):
             seen = subject(network, self._view(row), native=int(self.dataset.manifest.short_side[row]),
                            lowres_px=config.crop.lowres_px)
             rows.append([*compare(seen, most_px=config.loop.preview_px), *deep_zoom(seen)])
-        page = sheet(rows)
-        buffer = io.BytesIO()
-        page.save(buffer, "PNG")
-        try:
-            storage.put_atomic(storage.join(self.run.uri, "previews", f"step-{step:08d}.png"), buffer.getvalue())
-        except StorageError as error:                              # not worth a run
-            logger.warning("step %d: the preview is not stored: %s", step, error)
-        self.observer.picture(step, "preview", page)
+        return sheet(rows)
 
     def not_finite(self, step: int) -> None:
         """Rank 0 saves the batch of `step`, that of all ranks; all raise TrainingError with its photographs' addresses."""
@@ -294,15 +313,24 @@ class RunHooks:
         address = storage.join(self.run.uri, "failures", f"step-{step:08d}.npz")
         if self.world.rank != 0:
             raise TrainingError(f"step {step}: a loss or a weight is not finite; rank 0 saves the batch as {address}")
+        try:
+            uris = self._keep(samples, step, address)
+        except (InfdError, OSError) as error:
+            logger.warning("step %d: its batch could not be saved: %s", step, error)
+            address, uris = "nowhere", []
+        raise TrainingError(f"step {step}: a loss or a weight is not finite; the batch was saved as {address} "
+                            f"(photos {', '.join(uris)}); look at these photos, or begin another --run with --start-from "
+                            f"{self.run.uri}/checkpoints/last and a lower --optimizer.lr, or --loop.precision float32")
+
+    def _keep(self, samples: list[Sample], step: int, address: str) -> list[str]:
+        """Write the batch of some samples; uris of their photographs."""
         batch = self.loader.read(samples)
         uris = [self.dataset[row]["uri"] for row in batch.rows]
         buffer = io.BytesIO()
         np.savez(buffer, step=step, g=batch.g.numpy(), lowres=batch.lowres.numpy(), patch=batch.patch.numpy(),
                  r=batch.r.numpy(), y=batch.y.numpy(), x=batch.x.numpy(), rows=np.array(batch.rows), uris=np.array(uris))
         storage.put_atomic(address, buffer.getvalue())
-        raise TrainingError(f"step {step}: a loss or a weight is not finite; the batch was saved as {address} "
-                            f"(photos {', '.join(uris)}); lower optimizer.lr or look at these photos, then resume "
-                            "from the last checkpoint by the same command")
+        return uris
 
     def _view(self, row: int) -> View:
         def part(r: int, y: int, x: int, size: int, /) -> Image.Image:
@@ -311,10 +339,12 @@ class RunHooks:
         return part
 
     def _best_loss(self) -> float:
-        if checkpoint.pointed(self.run.uri, "best") is None:
-            return float("inf")
-        meta = checkpoint.load(storage.join(self.run.uri, "checkpoints", "best")).meta
-        return float(meta["metrics"].get("val/loss", float("inf")))
+        """Of the checkpoint that `best` means; infinite where there is none, or it was being written anew."""
+        step = checkpoint.pointed(self.run.uri, "best")
+        if step not in checkpoint.steps(self.run.uri):
+            return inf
+        meta = checkpoint.load(checkpoint.step_uri(self.run.uri, step)).meta
+        return float(meta["metrics"].get("val/loss", inf))
 
     def _meta(self, step: int, metrics: Metrics) -> dict[str, object]:
         config = self.run.config

@@ -1,5 +1,7 @@
 """Laws of objectives and samplers: what each target says of z, weights, seeds, and exact denoisers."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from hypothesis import given
@@ -91,9 +93,8 @@ def test_law_an_image_depends_on_its_seed_and_not_on_its_batch(sampler):
 def test_law_guidance_of_one_is_none_and_dropped_conditions_are_unconditional():
     torch.manual_seed(0)
     z, t = torch.randn(2, 2, 4, 4), torch.tensor([10, 500])
-    for config, given_ in ((DenoiserConfig(**{**vars(SMALL), "condition": "class", "classes": 3}), {"labels": torch.tensor([0, 2])}),
-                           (DenoiserConfig(**{**vars(SMALL), "condition": "text", "context_dim": 6}),
-                            {"context": torch.randn(2, 5, 6)})):
+    for config, given_ in ((replace(SMALL, condition="class", classes=3), {"labels": torch.tensor([0, 2])}),
+                           (replace(SMALL, condition="text", context_dim=6), {"context": torch.randn(2, 5, 6)})):
         net = Denoiser(config).eval()
         with torch.no_grad():
             said, plain = net(z, t, **given_), net(z, t)

@@ -16,7 +16,7 @@ from crashes import finished_within
 from faults.proxy import Faults
 from pictures import encoded, picture
 
-from infd import checkpoint, s3
+from infd import checkpoint, s3, storage
 from infd.config import AutoencoderTrainingConfig, DiscriminatorConfig, IngestConfig, LossConfig
 from infd.data.snapshot import write_dataset
 from infd.errors import StorageError
@@ -208,3 +208,64 @@ def test_law_a_store_that_goes_away_at_a_checkpoint_is_waited_for_then_named(dat
     train(f"{bucket}/run", dataset, World(), steps=6)
     train(str(tmp_path / "whole"), dataset, World(), steps=6)
     assert ends(f"{bucket}/run", 6) == ends(str(tmp_path / "whole"), 6)
+
+
+def test_law_removals_that_fail_harm_no_checkpoint(dataset, tmp_path, monkeypatch, caplog):
+    run = str(tmp_path / "run")
+
+    def refused(uri: str) -> None:
+        raise StorageError(f"{uri}: refused")
+
+    monkeypatch.setattr(storage, "delete_prefix", refused)
+    train(run, dataset, World(), steps=12)
+    assert ends(run, 12) and "old checkpoints are not removed" in caplog.text
+
+
+def test_law_where_last_was_being_written_anew_the_newest_whole_one_counts(dataset, tmp_path):
+    run = str(tmp_path / "run")
+    train(run, dataset, World(), steps=6)
+    Path(checkpoint.step_uri(run, 6), checkpoint.COMPLETE).unlink()
+    newest = checkpoint.newest(run)
+    assert newest is not None and newest.step == 3
+    train(run, dataset, World(), steps=6)
+    assert ends(run, 6)
+
+
+STOPPED = """
+import sys, time
+sys.path[:0] = ["tests", "tests/faults"]
+import torch
+import test_training_kills as case
+from infd import checkpoint
+from infd.errors import Interrupted
+from infd.training import world
+torch.set_num_threads(1)
+here, save = world.join("cpu"), checkpoint.save
+def slow(*args, **named):
+    time.sleep(5)
+    save(*args, **named)
+checkpoint.save = slow
+try:
+    case.train(sys.argv[1], sys.argv[2], here, lambda: here.rank == 1)
+except Interrupted:
+    whole = checkpoint.newest(sys.argv[1])
+    print("left with", whole and whole.step, flush=True)
+"""
+
+
+@pytest.mark.slow
+def test_law_no_rank_leaves_before_the_checkpoint_of_a_stop_is_whole(dataset, tmp_path):
+    """Rank 1 is asked to stop; rank 0 takes five seconds to save."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    group = [subprocess.Popen([sys.executable, "-c", STOPPED, str(tmp_path / "run"), dataset], cwd=ROOT, text=True,
+                              stdout=subprocess.PIPE, env=os.environ | {
+                                  "RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port})
+             for rank in range(2)]
+    try:
+        assert [process.communicate(timeout=300)[0] for process in group] == ["left with 1\n"] * 2
+    finally:
+        for process in group:
+            process.kill()
+            process.wait()

@@ -65,6 +65,15 @@ def test_error_train_without_dataset_and_with_an_impossible_batch(capsys):
     assert end.value.code == 2
 
 
+@pytest.mark.parametrize(("argv", "message"), [
+    (["tiny", "--dry-run", "--workers", "3"], "batch"),
+    (["tiny", "--dry-run", "--loop.accumulate", "3"], "loop.accumulate=3: must divide a worker's share of the batch, 4"),
+    (["tiny", "--dry-run", "--workers", "2", "--loop.accumulate", "4"], "must divide a worker's share of the batch, 2")])
+def test_error_a_batch_that_cannot_be_shared(argv, message, capsys):
+    assert train_ae.main(argv) == 2
+    assert message in capsys.readouterr().err
+
+
 def test_job_reconstruct_writes_a_render_of_each_size(tmp_path, capsys):
     config = tiny()
     torch.manual_seed(0)

@@ -172,6 +172,15 @@ def test_error_a_server_that_fails_stops_nothing(tmp_path, monkeypatch, caplog):
     assert model_versions.takes("s3://bucket/run") and not model_versions.takes(str(Path(run.uri)))
 
 
+@pytest.mark.parametrize("error", [ValueError("HTML in the place of JSON"), KeyError("run"), ImportError("boto3")])
+def test_error_whatever_a_call_raises_stops_nothing(error, caplog):
+    def call(client: object) -> None:
+        raise error
+
+    assert not tracking._try("a row", call)
+    assert f"MLflow: a row not sent: {type(error).__name__}" in caplog.text
+
+
 def test_error_a_checkpoint_that_goes_meanwhile_stops_nothing(client, tmp_path, caplog, monkeypatch):
     run = tracked(str(tmp_path / "gone"))
     save(run, 3, best=3)
