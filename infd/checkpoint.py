@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import safetensors.torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from infd import storage
 from infd.errors import CheckpointError
@@ -97,6 +97,20 @@ def newest(run: str) -> Checkpoint | None:
     if not storage.exists(storage.join(step_uri(run, step), COMPLETE)):
         step = max(steps(run), default=step)
     return load(step_uri(run, step))
+
+
+def put_into(what: str, module: nn.Module, weights: dict[str, Tensor]) -> None:
+    """Load a checkpoint's tensors. Raises CheckpointError naming what is missing, left over or of another shape."""
+    wanted = module.state_dict()
+    other = [f"{name} {tuple(weights[name].shape)}, not {tuple(value.shape)}" for name, value in wanted.items()
+             if name in weights and weights[name].shape != value.shape]
+    problems = {"missing": sorted(wanted.keys() - weights.keys()), "left over": sorted(weights.keys() - wanted.keys()),
+                "of another shape": other}
+    if any(problems.values()):
+        raise CheckpointError(f"{what}: " + "; ".join(
+            f"{len(names)} tensors {kind} ({', '.join(names[:4])}{', …' if len(names) > 4 else ''})"
+            for kind, names in problems.items() if names) + "; take a checkpoint of the same model")
+    module.load_state_dict(weights)
 
 
 def step_uri(run: str, step: int) -> str:

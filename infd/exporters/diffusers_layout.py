@@ -26,17 +26,16 @@ from torch import Tensor
 from infd import checkpoint, storage
 from infd.checkpoint import Checkpoint
 from infd.compat import torchvision_ready
-from infd.config import AutoencoderConfig, unflat
+from infd.config import AutoencoderConfig
 from infd.errors import CheckpointError, ConfigError, StorageError
 from infd.exporters.card import model_card
+from infd.generation.load import autoencoder_config, shown_weights
 from infd.importers.mapping import some, take
 from infd.models.autoencoder import Autoencoder
 
 logger = logging.getLogger(__name__)
 
 CONFIG, WEIGHTS, RENDERER, CARD = "config.json", "diffusion_pytorch_model.safetensors", "renderer.safetensors", "README.md"
-AVERAGE = "autoencoder_average."
-"""How the names of averaged weights begin, in the checkpoints of a run with optimizer.ema_decay."""
 TAIL = {"decoder.conv_norm_out.weight": 1.0, "decoder.conv_norm_out.bias": 0.0,
         "decoder.conv_out.weight": 0.0, "decoder.conv_out.bias": 0.0}
 """What is written in the place of the layers that our D has not."""
@@ -111,19 +110,6 @@ def write_folder(out: str, contents: Mapping[str, bytes]) -> None:
         shutil.rmtree(partial, ignore_errors=True)
 
 
-def autoencoder_config(found: Checkpoint) -> AutoencoderConfig:
-    """The model's config in a checkpoint. Raises CheckpointError where it is of another stage or of another version."""
-    stage = found.meta.get("stage", "autoencoder")
-    if stage != "autoencoder":
-        raise CheckpointError(f"checkpoint {found.uri}: it is of stage {stage}; an autoencoder was expected; "
-                              "name a checkpoint of jobs/train_ae.py")
-    fields = {name.removeprefix("model."): value for name, value in found.meta["config"].items() if name.startswith("model.")}
-    try:
-        return unflat(AutoencoderConfig, fields)
-    except ConfigError as error:
-        raise CheckpointError(f"checkpoint {found.uri}: model.{error}; use the version that wrote it") from error
-
-
 def latent_notes(meta: Mapping[str, Any], *, kl: bool, given: float | None) -> dict[str, object]:
     """How a diffusion model scales the latents, for config.json.
 
@@ -163,7 +149,7 @@ def tensors(found: Checkpoint, config: AutoencoderConfig, peer: Peer) -> tuple[d
     """
     with torch.device("meta"):
         wanted = Autoencoder(config).state_dict()
-    given = found.model(AVERAGE) or found.model("autoencoder.")
+    given = shown_weights(found)
     model = take(given, {name: name for name in wanted}, wanted, source=f"checkpoint {found.uri}",
                  advice="use another checkpoint")
     renderer = {name.removeprefix("renderer."): tensor for name, tensor in model.items() if name.startswith("renderer.")}

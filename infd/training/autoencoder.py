@@ -16,9 +16,9 @@ from typing import Any, NamedTuple, TypeVar, cast
 import torch
 from torch import Tensor, nn
 
+from infd import checkpoint
 from infd.config import AutoencoderTrainingConfig
 from infd.data.loader import Batch
-from infd.errors import CheckpointError
 from infd.losses.adversarial import (
     adaptive_weight,
     gradient_penalty,
@@ -101,7 +101,7 @@ class AutoencoderStage:
         torch.manual_seed(config.loop.seed)
         autoencoder = self._placed(Autoencoder(config.model))
         if start is not None:
-            load_weights("the starting checkpoint's autoencoder", autoencoder,
+            checkpoint.put_into("the starting checkpoint's autoencoder", autoencoder,
                          of_part(start, "autoencoder_average") or of_part(start, "autoencoder"))
         frozen(autoencoder, config.freeze)
         self.lpips = self._placed(lpips) if lpips is not None else None
@@ -353,10 +353,10 @@ class AutoencoderStage:
     def load_state(self, model: dict[str, Tensor], train_state: dict[str, Tensor]) -> None:
         """Take over a checkpoint; raises CheckpointError where names or shapes do not fit."""
         for name, module, optimizer in self._optimized():
-            load_weights(f"checkpoint's {name}", bare(module), of_part(model, name))
+            checkpoint.put_into(f"checkpoint's {name}", bare(module), of_part(model, name))
             optimizers.load_moments(name, module, optimizer, train_state)
         if self.average is not None:
-            load_weights("checkpoint's autoencoder_average", self.average, of_part(model, "autoencoder_average"))
+            checkpoint.put_into("checkpoint's autoencoder_average", self.average, of_part(model, "autoencoder_average"))
 
     def _optimized(self) -> Iterator[tuple[str, nn.Module, torch.optim.Adam]]:
         yield "autoencoder", self.generator, self.generator_adam
@@ -405,17 +405,3 @@ def shapes(weights: dict[str, Tensor]) -> dict[str, torch.Size]:
 
 def of_part(model: dict[str, Tensor], name: str) -> dict[str, Tensor]:
     return {key.removeprefix(f"{name}."): value for key, value in model.items() if key.startswith(f"{name}.")}
-
-
-def load_weights(what: str, module: nn.Module, weights: dict[str, Tensor]) -> None:
-    """Raises CheckpointError naming what is missing, left over or of another shape."""
-    wanted = module.state_dict()
-    other = [f"{name} {tuple(weights[name].shape)}, not {tuple(value.shape)}" for name, value in wanted.items()
-             if name in weights and weights[name].shape != value.shape]
-    problems = {"missing": sorted(wanted.keys() - weights.keys()), "left over": sorted(weights.keys() - wanted.keys()),
-                "of another shape": other}
-    if any(problems.values()):
-        raise CheckpointError(f"{what}: " + "; ".join(
-            f"{len(names)} tensors {kind} ({', '.join(names[:4])}{', …' if len(names) > 4 else ''})"
-            for kind, names in problems.items() if names) + "; take a checkpoint of the same model")
-    module.load_state_dict(weights)

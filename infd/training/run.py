@@ -25,7 +25,6 @@ from torch import Tensor
 
 from infd import checkpoint, storage
 from infd.config import (
-    AutoencoderConfig,
     AutoencoderTrainingConfig,
     departures,
     differing,
@@ -39,6 +38,7 @@ from infd.data.loader import Batch, Loader
 from infd.data.order import Order, Sample, slots_of, validation_samples
 from infd.data.snapshot import Dataset, newest_number, open_dataset, split_address
 from infd.errors import CheckpointError, ConfigError, DatasetError, InfdError, PreconditionFailed, StorageError, TrainingError
+from infd.generation.load import autoencoder_config
 from infd.generation.reconstruct import View, compare, deep_zoom, sheet, subject
 from infd.losses.perceptual import Lpips
 from infd.training import interruption
@@ -125,9 +125,9 @@ def open_run(uri: str, *, preset: str, config: AutoencoderTrainingConfig, datase
 def starting(address: str, config: AutoencoderTrainingConfig) -> dict[str, Any]:
     """What run.json keeps of the checkpoint that a run starts from. Raises CheckpointError where its model is another."""
     found = checkpoint.load(address)
-    there = {name.removeprefix("model."): value for name, value in found.meta["config"].items() if name.startswith("model.")}
-    if names := differing(unflat(AutoencoderConfig, there), config.model):
-        old, new = flat(unflat(AutoencoderConfig, there)), flat(config.model)
+    there = autoencoder_config(found)
+    if names := differing(there, config.model):
+        old, new = flat(there), flat(config.model)
         changes = ", ".join(f"model.{name} is {old[name]} there and {new[name]} here" for name in names)
         raise CheckpointError(f"checkpoint {found.uri}: its model is another ({changes}); set these fields as it has them")
     return {"address": address, "checkpoint": found.uri, "step": found.step,
