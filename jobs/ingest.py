@@ -39,9 +39,9 @@ class Ingest:
 
 
 def main(argv: list[str] | None = None) -> int:
-    args = tyro.cli(Ingest, args=argv, description=__doc__)
     logs.to_stderr()
     try:
+        args = tyro.cli(Ingest, args=argv, description=__doc__)
         from pipelines.ingest import alone, ingest
         from pipelines.ingest_plan import places
 

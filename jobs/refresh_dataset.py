@@ -9,6 +9,7 @@ Of several sources each is refreshed, though another failed; the code is that of
 
 import sys
 from dataclasses import dataclass
+from typing import Literal
 
 import tyro
 
@@ -26,9 +27,9 @@ class Refresh:
     """Photos whose source file is gone leave the dataset; without it they stay. Older snapshots keep them."""
     most_removed: float = 0.5
     """With remove_missing: the largest share of a source's photos that may go at once; more is an error (exit code 5)."""
-    repair: bool = False
-    """Read the photos of shards that are lost (not in the store, or of another size) again, and name these shards no more;
-    what they had of files that are gone leaves the dataset."""
+    repair: Literal["no", "missing", "damaged"] = "no"
+    """Read the photos of shards again that are missing (not in the store, or of another size), or also of those that are
+    damaged (which reads all shards); what they had of files that are gone leaves the dataset."""
     sample: int = 64
     """New photos to decode whole before they are let in; every byte of the new shards is hashed in any case."""
 

@@ -148,9 +148,9 @@ def places(source: str, dataset: str) -> tuple[str, str]:
 
 
 def require_dataset_address(dataset: str) -> None:
-    """Raise DatasetError for the address of one snapshot."""
+    """Raise ConfigError for the address of one snapshot."""
     if snapshot.split_address(dataset)[1] is not None:
-        raise DatasetError(f"{dataset}: it names one snapshot, which never changes; expected the dataset's address")
+        raise ConfigError(f"{dataset}: it names one snapshot, which never changes; expected the dataset's address")
 
 
 def make_plan(
@@ -163,6 +163,7 @@ def make_plan(
     (sha256) that are not whole; those with photos of this source are to be replaced."""
     source, dataset = places(source, dataset)
     parent = read_parent(dataset, config)
+    require_group(parent, source, group)
     listed = listing.in_order(storage.list_objects(source))
     if not listed:
         raise StorageError(f"{source}: no file there; expected a folder or prefix with photos; check the address")
@@ -175,6 +176,15 @@ def make_plan(
     todo = unseen(listed, parent, config, source=source, removed=removed, lost=replaced)
     return Plan(source=source, dataset=dataset, group=group, config=config, parent=parent, listed=len(listed), lost=replaced,
                 units=cut(todo, config), removed=removed, forgotten=missing(rejects, source, here))
+
+
+def require_group(parent: Parent | None, source: str, group: str) -> None:
+    """Raise ConfigError where the photos of this source are in the dataset under another label, which their rows keep."""
+    for row in recorded_sources(parent.info) if parent else ():
+        if row["source"] == source and (row["group"] or "") != group:
+            raise ConfigError(f"group={group or 'none'}: the photos of {source} are in the dataset with the group "
+                              f"{row['group'] or 'none'}; a source keeps its group; give that one, or ingest into another "
+                              "dataset")
 
 
 def lost_here(parent: Parent, source: str, lost: Collection[str]) -> tuple[str, ...]:

@@ -10,6 +10,7 @@ import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Literal
 
 from infd import config as configs
 from infd import lease, storage
@@ -28,6 +29,9 @@ logger = logging.getLogger(__name__)
 
 SHOWN_FINDINGS = 20
 SHOWN_URIS = 5
+
+
+Repair = Literal["no", "missing", "damaged"]
 
 
 class VerificationFailed(DatasetError):
@@ -73,12 +77,13 @@ class Course:
 
 def refresh(
     dataset: str, *, remove_missing: bool = False, most_removed: float = ingest_plan.MOST_REMOVED,
-    repair: bool = False, sample: int = verify.SAMPLED_PHOTOS, patience_s: float = lease.PATIENCE_S,
+    repair: Repair = "no", sample: int = verify.SAMPLED_PHOTOS, patience_s: float = lease.PATIENCE_S,
 ) -> Refreshed:
     """Take what is new at the sources of `dataset` into a verified snapshot; nothing new is fine too.
 
-    `repair`: photos in shards that are not in the store, or have another size there, are read again; the new snapshot does
-    not name these shards. A source that fails does not keep the others from being refreshed.
+    `repair`: photos in shards that are missing (not in the store, or of another size) or damaged (every byte is read to
+    know) are read again, and these shards are written anew or named no more; "no": missing ones are a failure, before
+    anything is read. A source that fails does not keep the others from being refreshed.
     Law: readers see the old snapshot or a verified one, wherever it stops. Raises LeaseHeld (exit code 3) where another
     refresh or ingest is at work (one that gave no sign of life for patience_s is not), DatasetError where there is no
     dataset, or one without a source.
@@ -88,8 +93,13 @@ def refresh(
     with alone(root, what="refresh of", patience_s=patience_s):
         number = snapshot.newest_number(root) or 0
         course = Course(root=root, before=number)
-        lost = lost_shards(root, number) if repair else ()
-        for row in sources_of(root, number):
+        rows, lost = sources_of(root, number), lost_shards(root, number, hashed=repair == "damaged")
+        if lost and repair == "no":
+            course.parts.append(Part(source=f"{root}@{number}", group="", error=VerificationFailed(
+                f"{root}@{number}: {len(lost)} of its shards are not in the store, or of another size (first: {min(lost)}); "
+                "nothing was read or committed; restore them from a copy, or run this with --repair missing")))
+            rows = []
+        for row in rows:
             part = Part(source=row["source"], group=row["group"] or "")
             course.parts.append(part)
             try:
@@ -113,10 +123,20 @@ def sources_of(root: str, number: int) -> list[dict]:
     return found
 
 
-def lost_shards(root: str, number: int) -> set[str]:
-    """sha256 of the snapshot's shards that are not in the store, or have another size there."""
-    lost = {finding.shard for finding in verify.missing_shards(verify.read_content(f"{root}@{number}"))}
-    logger.info("%s@%d: %d shards are lost", root, number, len(lost))
+def lost_shards(root: str, number: int, *, hashed: bool) -> set[str]:
+    """sha256 of the snapshot's shards that are not in the store, or have another size there, or, where each is read to be
+    `hashed`, other bytes."""
+    content = verify.read_content(f"{root}@{number}")
+    lost = {finding.shard for finding in verify.missing_shards(content)}
+    for entry in content.entries if hashed else ():
+        if entry["sha256"] not in lost:
+            try:
+                with verify.local_shard(root, entry):
+                    pass
+            except DatasetError as error:
+                logger.warning("%s", error)
+                lost.add(entry["sha256"])
+    logger.info("%s@%d: %d of %d shards are lost", root, number, len(lost), len(content.entries))
     return lost
 
 
@@ -146,7 +166,7 @@ def parents_shards(plan: Plan) -> set[str]:
 
 def advice(lost: int) -> str:
     """What to do about shards of before, which no refresh writes by itself."""
-    return f"; {lost} shards of before are lost: restore them, or run this with --repair" if lost else ""
+    return f"; {lost} shards of before are lost: restore them, or run this with --repair missing" if lost else ""
 
 
 def check_new(plan: Plan, outcome: Outcome, *, sample: int) -> Report:

@@ -193,7 +193,7 @@ class ShardCache:
             os.unlink(path)
         raise DatasetError(
             f"shard {uri}: sha256 {found} after {ATTEMPTS} fetches; the manifest says {shard.sha256}; "
-            f"the object is damaged: restore it, or ingest its photos again")
+            f"the object is damaged: restore it from a copy, or run jobs/refresh_dataset.py --repair damaged")
 
     def _make_room(self, more: int) -> None:
         """Evict what was used longest ago and is not in use, until `more` bytes fit. Call with the lock held."""

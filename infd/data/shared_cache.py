@@ -55,7 +55,7 @@ def fetch(uri: str, sha256: str, size: int) -> str:
                 os.unlink(path)
             if fetched >= FETCHES:
                 raise DatasetError(f"shard {uri}: damaged after {fetched} fetches ({error}); the object itself is: "
-                                   "restore it, or ingest its photos again") from error
+                                   "restore it from a copy, or run jobs/refresh_dataset.py --repair damaged") from error
 
 
 def evict() -> None:

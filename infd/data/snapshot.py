@@ -246,7 +246,7 @@ def open_dataset(uri: str) -> "Dataset":
     """The newest snapshot of the dataset at `uri`, or the one that "…@7" names. Raises DatasetError if there is none."""
     root, number = split_address(uri)
     root = storage.absolute(root)
-    number = number or newest_number(root)
+    number = newest_number(root) if number is None else number
     if number is None:
         storage.require_root(root)
         raise DatasetError(f"{uri}: no snapshot there; expected a dataset; make one with jobs/ingest.py")

@@ -443,7 +443,7 @@ def test_job_usage_errors_are_one_line(tmp_path):
 def test_error_an_ingest_into_one_snapshot_or_beside_another_ingest(photos, tmp_path, capsys):
     dataset = str(tmp_path / "ds")
     flags = ["--source", str(photos), "--min-side-px", "64"]
-    assert ingest_job.main([*flags, "--dataset", f"{dataset}@7"]) == 1
+    assert ingest_job.main([*flags, "--dataset", f"{dataset}@7"]) == 2
     assert "names one snapshot, which never changes; expected the dataset's address" in capsys.readouterr().err
     with lease.held(f"{dataset}/runs/writer.lease", what="a test", beat_s=0.2):
         before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file() and path.suffix != ".lease"}
@@ -452,6 +452,16 @@ def test_error_an_ingest_into_one_snapshot_or_beside_another_ingest(photos, tmp_
     out, err = capsys.readouterr()
     assert out == "" and f"ingest: ingest into {dataset}: process {os.getpid()} on " in err
     assert {path.name for path in tmp_path.iterdir()} == {"photos", "ds"}
+
+
+def test_error_settings_out_of_bounds_and_another_group_are_one_line(here, photos, tmp_path, capsys):
+    flags = ["--source", str(photos), "--dataset", str(tmp_path / "ds"), "--codec", "png", "--min-side-px", "64"]
+    assert ingest_job.main([*flags, "--val-fraction", "2"]) == 2
+    assert capsys.readouterr().err == "ingest: val_fraction=2.0: must lie in [0, 1)\n"
+    assert ingest_job.main([*flags, "--group", "lr"]) == 0
+    capsys.readouterr()
+    assert ingest_job.main([*flags, "--group", "hr"]) == 2
+    assert "in the dataset with the group lr; a source keeps its group" in capsys.readouterr().err
 
 
 def test_job_an_ingest_gives_its_lease_back(here, photos, tmp_path, capsys):

@@ -198,7 +198,7 @@ def test_law_an_empty_listing_or_the_last_photo_never_wipes_a_dataset(dataset, p
     shutil.rmtree(photos)
     assert refresh(dataset, remove_missing=True).exit_code == 1
     with pytest.raises(StorageError, match="no file there"):
-        ingest(str(photos), dataset, config=CONFIG, remove_missing=True)
+        ingest(str(photos), dataset, config=CONFIG, group="lr", remove_missing=True)
     assert readers_see(dataset) == before and len(names(dataset)) == 6
 
 
@@ -256,12 +256,36 @@ def test_law_what_fails_verification_is_never_seen_and_is_written_anew(dataset, 
     assert verify.verify_full(dataset).findings == [] and len(names(dataset)) == 9
 
 
+@pytest.mark.parametrize("harm", ["missing", "damaged"])
+def test_law_lost_shards_are_named_and_repaired_from_the_source(dataset, photos, harm):
+    """Told with nothing new too; what is written again is what was there."""
+    before = {path: path.read_bytes() for path in Path(dataset, "shards").rglob("*.arrow")}
+    victim, count = sorted(before)[0], len(snapshot.open_dataset(dataset))
+    if harm == "missing":
+        victim.unlink()
+        told = refresh(dataset)
+        assert told.exit_code == 4 and "1 of its shards are not in the store" in told.report
+        assert "run this with --repair missing" in told.report
+    else:
+        data = bytearray(before[victim])
+        data[len(data) // 2] ^= 1
+        victim.write_bytes(data)
+        assert refresh(dataset).exit_code == 0                      # its size is right: only who reads it knows
+        assert refresh(dataset, repair="missing").exit_code == 0 and victim.read_bytes() == data
+    assert refresh(dataset, repair=harm).exit_code == 0
+    assert not verify.verify_full(dataset).findings
+    opened = snapshot.open_dataset(dataset)
+    assert len(opened) == count
+    refreshed = refresh(dataset)
+    assert refreshed.exit_code == 0 and "nothing new" in refreshed.report
+
+
 def test_law_wrong_pixels_and_lost_old_shards_fail_too(dataset, photos, monkeypatch):
     put_photos(photos, range(6, 9), side=300)
     old = Path(dataset, shards.key(snapshot.open_dataset(dataset).manifest.shards[0].sha256))
     old.rename(old.with_suffix(".away"))
     lost = refresh(dataset)
-    assert lost.exit_code == 4 and "it is not there" in lost.report
+    assert lost.exit_code == 4 and "1 of its shards are not in the store" in lost.report
     old.with_suffix(".away").rename(old)
     real = shards.photo_row
     monkeypatch.setattr(shards, "photo_row", lambda *a, **k: (row := real(*a, **k)) | {"lowres": row["tiles"][0]})
@@ -325,7 +349,7 @@ def test_error_a_dataset_without_a_source_and_one_that_is_none(dataset, tmp_path
     assert refresh(dataset).exit_code == 0
     assert refresh_dataset.main(["--dataset", str(tmp_path / "none")]) == 1
     assert "no snapshot there" in capsys.readouterr().err
-    assert refresh_dataset.main(["--dataset", f"{dataset}@1"]) == 1
+    assert refresh_dataset.main(["--dataset", f"{dataset}@1"]) == 2
     assert "names one snapshot, which never changes" in capsys.readouterr().err
     with pytest.raises(SystemExit) as end:
         refresh_dataset.main(["--dataset", dataset, "--sample", "-1"])
