@@ -45,7 +45,8 @@ def main(argv: list[str] | None = None) -> int:
         print(finding.text)
     print(made.summary(), file=sys.stderr)
     if made.findings:
-        print("restore the shards that are named from a copy, or read an older snapshot, as DATASET@N", file=sys.stderr)
+        print("restore the shards that are named from a copy, write them anew with jobs/refresh_dataset.py --repair damaged, "
+              "or read an older snapshot that lacks them, as DATASET@N", file=sys.stderr)
     return int(bool(made.findings))
 
 

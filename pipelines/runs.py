@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from infd import checkpoint, storage
 from infd.checkpoint import Checkpoint
-from infd.data.snapshot import split_address
+from infd.data.snapshot import newest_number, split_address
 from infd.errors import CheckpointError, InfdError, StorageError
 from infd.training.loop import Metrics
 from pipelines.snapshots_text import table_text
@@ -52,12 +52,15 @@ class Facts:
 
 
 def found(folder: str) -> list[str]:
-    """Runs of a dataset (below its training/) or of a folder, by name. Raises CheckpointError where there is none."""
+    """Runs of a dataset (below its training/) or of a folder, by name. Raises CheckpointError where there is
+    none, in what is no dataset either."""
     root = split_address(storage.absolute(folder))[0]
     for place in (storage.join(root, "training"), root):
         runs = [storage.parent(info.uri) for info in storage.list_objects(place) if info.uri.endswith("/run.json")]
         if runs:
             return sorted(run for run in runs if not any(run.startswith(f"{other}/") for other in runs))
+    if newest_number(root) is not None:
+        return []
     raise CheckpointError(f"{folder}: no run.json below it; expected a dataset or a folder with training runs; "
                           "jobs/train_ae.py logs the run's address when it begins")
 
@@ -128,6 +131,8 @@ def lease_seen(run: str) -> str:
 def list_text(folder: str, *, watch_s: float) -> str:
     """A line for each run; one that cannot be read is named in the log, with why."""
     runs = found(folder)
+    if not runs:
+        return f"{folder}: no training runs yet; jobs/train_ae.py begins one"
     alive = living(runs, watch_s=watch_s)
     root = common_folder(runs)
     rows = []

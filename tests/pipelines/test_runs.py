@@ -5,9 +5,11 @@ import json
 from pathlib import Path
 
 import pytest
+from pictures import encoded, picture
 
 from infd import checkpoint, storage
-from infd.config import flat
+from infd.config import IngestConfig, flat
+from infd.data.snapshot import write_dataset
 from infd.lease import held
 from infd.presets import tiny
 from jobs import runs as job
@@ -141,3 +143,9 @@ def test_error_a_damaged_run_leaves_the_others_in_the_list(tmp_path, caplog):
     (Path(begun(f"{tmp_path}/foreign")) / "run.json").write_text("[]")
     assert states(str(tmp_path)) == {"broken": "unreadable", "foreign": "unreadable", "good": "interrupted"}
     assert f"{broken}/checkpoints/step-00000030" in caplog.text and f"run {tmp_path}/foreign: run.json is not" in caplog.text
+
+
+def test_a_dataset_without_runs_says_so(tmp_path, capsys):
+    write_dataset([("a.png", encoded(picture(80, 70)))], str(tmp_path / "ds"), IngestConfig(min_side_px=64, val_fraction=0))
+    assert job.main(["list", str(tmp_path / "ds")]) == 0
+    assert capsys.readouterr().out == f"{tmp_path}/ds: no training runs yet; jobs/train_ae.py begins one\n"
