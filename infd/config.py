@@ -239,6 +239,8 @@ class OptimizerConfig:
     """Step from which the rate falls linearly; None: constant, as published."""
     decay_to_step: int | None = None
     """Step at which it reaches 1% of lr."""
+    weight_decay: float = 0.0
+    """AdamW's decay of all weights, each step times the rate; 0: Adam."""
     clip_norm: float = 0.0
     """Largest norm of the gradient of all weights of a network; 0: not clipped, as published."""
     ema_decay: float = 0.0
@@ -247,6 +249,7 @@ class OptimizerConfig:
 
     def __post_init__(self) -> None:
         require(self.lr > 0, "optimizer.lr", self.lr, "must be above 0")
+        require(self.weight_decay >= 0, "optimizer.weight_decay", self.weight_decay, "must not be negative")
         require(self.clip_norm >= 0, "optimizer.clip_norm", self.clip_norm, "must not be negative")
         require(0 <= self.ema_decay < 1, "optimizer.ema_decay", self.ema_decay, "must lie in [0, 1)")
         both = (self.decay_from_step is None) == (self.decay_to_step is None)
@@ -418,6 +421,28 @@ class DiffusionConfig:
         require(self.flow_std > 0, "diffusion.flow_std", self.flow_std, "must be above 0")
         require(0 <= self.p_unconditional < 1, "diffusion.p_unconditional", self.p_unconditional, "must lie in [0, 1)")
         require(self.scale > 0, "diffusion.scale", self.scale, "must be above 0")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DiffusionTrainingConfig:
+    """All of a stage-two run but where it reads and writes."""
+
+    model: DenoiserConfig = DenoiserConfig()
+    """The UNet."""
+    diffusion: DiffusionConfig = DiffusionConfig()
+    """Noise and objective."""
+    optimizer: OptimizerConfig = OptimizerConfig(lr=9.6e-5, betas=(0.9, 0.999), weight_decay=0.01, ema_decay=0.9999)
+    """AdamW and the moving average, as published."""
+    loop: LoopConfig
+    """Steps and batch."""
+    loader: LoaderConfig = LoaderConfig()
+    """Reading."""
+    flip: bool = False
+    """Take the latents of mirrored photographs for every other sample, at random; the published code does not."""
+
+    def __post_init__(self) -> None:
+        require(self.model.condition != "none" or self.diffusion.p_unconditional == 0, "diffusion.p_unconditional",
+                self.diffusion.p_unconditional, "must be 0 without a condition to drop")
 
 
 @dataclass(frozen=True, kw_only=True)

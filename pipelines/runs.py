@@ -68,8 +68,8 @@ def found(folder: str) -> list[str]:
 def facts(run: str, *, alive: bool) -> Facts:
     """All that the folder `run` tells. Raises CheckpointError where it is no run."""
     record = record_of(run)
-    last, best = (checkpoint.load(uri) if storage.exists(f"{uri}.json") else None
-                  for uri in (storage.join(run, "checkpoints", pointer) for pointer in ("last", "best")))
+    last, whole, step = checkpoint.newest(run), checkpoint.steps(run), checkpoint.pointed(run, "best")
+    best = checkpoint.load(checkpoint.step_uri(run, step)) if step in whole else None
     steps = int((last.meta if last else record)["config"]["loop.steps"])       # a run that went on may have more than at first
     if alive:
         state: State = "running"
@@ -79,7 +79,7 @@ def facts(run: str, *, alive: bool) -> Facts:
         state = "interrupted" if last or storage.exists(lease_of(run)) else "not begun"
     tracked = storage.join(run, "mlflow.json")
     previews = sorted(info.uri for info in storage.list_objects(storage.join(run, "previews")))
-    return Facts(uri=run, record=record, state=state, steps=steps, checkpoints=checkpoint.steps(run), last=last, best=best,
+    return Facts(uri=run, record=record, state=state, steps=steps, checkpoints=whole, last=last, best=best,
                  preview=previews[-1] if previews else "",
                  mlflow_run=json.loads(storage.read_bytes(tracked))["run_id"] if storage.exists(tracked) else "")
 

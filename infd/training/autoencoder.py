@@ -7,7 +7,6 @@ savings that `LossConfig.fresh_fake` and the factored adaptive weight name.
 
 import contextlib
 import copy
-import hashlib
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -32,6 +31,7 @@ from infd.losses.perceptual import Lpips
 from infd.models.autoencoder import Autoencoder, AutoencoderOutput
 from infd.models.discriminator import PatchDiscriminator
 from infd.training import optimizers
+from infd.training.noise import sample_noise
 from infd.training.scales import ScaleMeans
 from infd.training.world import World, bare
 
@@ -68,16 +68,6 @@ class PredictionGradients:
     adversarial: Tensor | None
     """Of the GAN loss alone; None without a GAN."""
     metrics: dict[str, Tensor]
-
-
-def sample_noise(seed: int, g: list[int], shape: tuple[int, ...]) -> Tensor:
-    """Normal noise (B, *shape), each row a function of (seed, g) alone, so that no layout of workers changes it."""
-    rows = []
-    for number in g:
-        key = hashlib.sha256(f"noise {seed} {number}".encode()).digest()[:8]
-        generator = torch.Generator().manual_seed(int.from_bytes(key, "big") >> 1)
-        rows.append(torch.randn(shape, generator=generator))
-    return torch.stack(rows)
 
 
 def psnr(prediction: Tensor, target: Tensor) -> Tensor:

@@ -1,6 +1,7 @@
 """Adam as all stages use it: its rate by step, clipping, a moving average of weights, and its state by parameter name."""
 
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -19,9 +20,12 @@ def learning_rate(config: OptimizerConfig, step: int) -> float:
 
 
 def adam(module: nn.Module, config: OptimizerConfig) -> torch.optim.Adam:
-    """Adam over all parameters that learn; fused where the device has it."""
+    """Adam over all parameters that learn, or AdamW where they decay; fused where the device has it."""
     parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
-    return torch.optim.Adam(parameters, lr=config.lr, betas=config.betas, fused=parameters[0].is_cuda)
+    how: dict[str, Any] = {"lr": config.lr, "betas": config.betas, "fused": parameters[0].is_cuda}
+    if config.weight_decay:
+        return torch.optim.AdamW(parameters, weight_decay=config.weight_decay, **how)
+    return torch.optim.Adam(parameters, **how)
 
 
 def update(optimizer: torch.optim.Adam, config: OptimizerConfig, step: int) -> Tensor:

@@ -11,7 +11,8 @@ from training_batches import random_batch, small
 from infd.config import AutoencoderTrainingConfig, CropConfig, DiscriminatorConfig, LoopConfig, LossConfig, OptimizerConfig
 from infd.data.loader import Batch
 from infd.importers.official import official_name
-from infd.training.autoencoder import AutoencoderStage, sample_noise
+from infd.training.autoencoder import AutoencoderStage
+from infd.training.noise import sample_noise
 from infd.training.optimizers import learning_rate
 from infd.training.world import World
 

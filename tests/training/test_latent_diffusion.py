@@ -1,0 +1,125 @@
+"""The stage-two update: its loss on golden tensors, exact resume, micro-batches, conditions, and noise by sample."""
+
+import dataclasses
+
+import pytest
+import torch
+from refs import golden
+from torch import Tensor
+
+from infd.config import DenoiserConfig, DiffusionConfig, DiffusionTrainingConfig, LoopConfig, OptimizerConfig
+from infd.errors import ConfigError
+from infd.importers import denoiser as importer
+from infd.importers import official
+from infd.training.latent_diffusion import DiffusionStage, LatentBatch
+from infd.training.world import World
+
+MODEL = DenoiserConfig(widths=(8, 16), blocks=1, head_dim=8, norm_groups=4, z_dim=2)
+
+
+def config(**changes: object) -> DiffusionTrainingConfig:
+    base = DiffusionTrainingConfig(
+        model=MODEL, optimizer=OptimizerConfig(lr=1e-3, betas=(0.9, 0.999), weight_decay=0.01, ema_decay=0.9),
+        loop=LoopConfig(steps=9, batch=4))
+    return dataclasses.replace(base, **changes)  # pyright: ignore
+
+
+def batch(step: int, *, channels: int = 2, **conditions: Tensor) -> LatentBatch:
+    generator = torch.Generator().manual_seed(step)
+    return LatentBatch(step, torch.arange(4) + 4 * step, torch.randn(4, channels, 8, 8, generator=generator), **conditions)
+
+
+def trained(stage: DiffusionStage, first: int, last: int) -> None:
+    for step in range(first, last + 1):
+        stage.step(batch(step), step)
+
+
+@pytest.mark.parametrize("objective", ["eps", "v", "flow"])
+@pytest.mark.parametrize("cut", [1, 4])
+def test_law_a_state_taken_and_loaded_goes_on_bit_for_bit(objective, cut):
+    one = config(diffusion=DiffusionConfig(objective=objective))
+    whole, before = DiffusionStage(one, world=World()), DiffusionStage(one, world=World())
+    trained(whole, 1, 6)
+    trained(before, 1, cut)
+    torch.manual_seed(999)                                          # global generators play no part
+    after = DiffusionStage(one, world=World())
+    after.load_state(before.model_state(), before.train_state())
+    trained(after, cut + 1, 6)
+    for name, value in {**whole.model_state(), **whole.train_state()}.items():
+        assert torch.equal({**after.model_state(), **after.train_state()}[name], value), name
+
+
+def test_golden_the_published_loss_comes_from_the_published_draws(monkeypatch):
+    """The stage with the golden times and noise in the place of its own."""
+    wanted, content = golden.tensors("stage_two"), official.read(golden.CHECKPOINT)
+    model = importer.infer_config(content["model"]["sd"], content["model"]["args"])
+    start = importer.denoiser(content["model"]["sd"], model, prefix="z_dm.", source="golden")
+    stage = DiffusionStage(config(model=model), world=World(), start=start)
+    monkeypatch.setattr("infd.training.latent_diffusion.sample_noise", lambda seed, g, shape, purpose="": (
+        wanted["noise"] if shape else torch.zeros(len(g))))
+    monkeypatch.setattr("infd.training.latent_diffusion.sample_uniform", lambda seed, g, purpose: (wanted["t"] + 0.5) / 1000)
+    metrics = stage.step(LatentBatch(0, torch.arange(4), wanted["x0"]), 1)
+    assert golden.relative_error(metrics["train/loss"], wanted["loss"]) <= 1e-5
+    assert golden.relative_error(metrics["train/grad_norm"], wanted["loss_gradnorm"]) <= 1e-5
+
+
+def test_golden_the_moving_average_moves_as_published():
+    wanted = golden.tensors("stage_two")
+    found = wanted["ema.before"].clone()
+    from infd.training.optimizers import average_into
+
+    average_into([found], [wanted["ema.source"]], 0.9999)
+    assert golden.relative_error(found, wanted["ema.after"]) <= 1e-6
+
+
+@pytest.mark.parametrize("accumulate", [2, 4])
+def test_law_micro_batches_are_the_batch(accumulate):
+    whole = DiffusionStage(config(), world=World())
+    parts = DiffusionStage(config(loop=LoopConfig(steps=9, batch=4, accumulate=accumulate)), world=World())
+    for step in (1, 2):
+        found, wanted = parts.step(batch(step), step), whole.step(batch(step), step)
+        torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-6)
+
+
+def test_law_a_sample_is_noised_the_same_whoever_has_it():
+    stage = DiffusionStage(config(), world=World())
+    with torch.no_grad():
+        all_of_them = stage.losses(stage.denoiser.eval(), batch(3), conditioned=True)
+        one = batch(3)
+        alone = stage.losses(stage.denoiser, LatentBatch(3, one.g[2:3], one.moments[2:3]), conditioned=True)
+    torch.testing.assert_close(alone[0], all_of_them[2])
+
+
+def test_law_a_gaussian_latent_is_sampled_by_its_number():
+    stage = DiffusionStage(config(diffusion=DiffusionConfig(scale=2.0)), world=World())
+    one = batch(5, channels=4)
+    z = stage.latents(one)
+    assert torch.equal(z, stage.latents(one)) and z.shape[1] == 2
+    spread = (2 * z - one.moments[:, :2]) / (0.5 * one.moments[:, 2:]).exp()
+    assert 0.8 < float(spread.std()) < 1.2 and abs(float(spread.mean())) < 0.2
+
+
+def test_conditions_are_dropped_in_training_alone():
+    model = dataclasses.replace(MODEL, condition="class", classes=3)
+    stage = DiffusionStage(config(model=model, diffusion=DiffusionConfig(p_unconditional=0.5)), world=World())
+    labels = torch.tensor([0, 1, 2, 0])
+    kept: list[Tensor | None] = []
+    forward = stage.denoiser.forward
+    stage.denoiser.forward = lambda *a: kept.append(a[-1]) or forward(*a)  # pyright: ignore
+    for step in range(1, 9):
+        stage.step(batch(step, labels=labels), step)
+    share = torch.cat([keep for keep in kept if keep is not None]).float().mean()
+    assert len(kept) == 8 and 0.25 < float(share) < 0.75
+    with torch.no_grad():
+        stage.losses(stage.denoiser, batch(1, labels=labels), conditioned=True)
+    assert kept[-1] is None
+    with pytest.raises(ConfigError, match="p_unconditional=0.5: must be 0 without a condition to drop"):
+        config(diffusion=DiffusionConfig(p_unconditional=0.5))
+
+
+def test_validation_is_the_same_each_time_and_follows_the_average():
+    stage = DiffusionStage(config(), world=World(), validation=[batch(100), batch(101)])
+    first = stage.validate()
+    assert first == stage.validate() and first["val/loss"] > 0
+    trained(stage, 1, 5)
+    assert stage.validate() != first and stage.shown is stage.average and stage.finite()
