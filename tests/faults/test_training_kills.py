@@ -64,7 +64,7 @@ def config(steps: int) -> AutoencoderTrainingConfig:
     loop = dataclasses.replace(base.loop, steps=steps, batch=2, log_every=1, checkpoint_every=3, validate_every=6,
                                keep_every=12, validate_samples=2, preview_every=steps, preview_photos=1, preview_px=64)
     return dataclasses.replace(
-        base, loop=loop, crop=dataclasses.replace(base.crop, r_max=128),
+        base, loop=loop, crop=dataclasses.replace(base.crop, lowres_px=32, patch_px=32, r_min=32, r_max=96),
         discriminator=DiscriminatorConfig(base_dim=8, layers=2), loss=LossConfig(lpips=0, quantizer=1e-6, gan_from_step=4))
 
 

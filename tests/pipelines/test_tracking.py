@@ -187,4 +187,4 @@ def test_error_a_checkpoint_that_goes_meanwhile_stops_nothing(client, tmp_path, 
     (Path(checkpoint.step_uri(run.uri, 3)) / checkpoint.META).write_bytes(b"{}")
     with tracking.observing(run) as observer:
         observer.checkpointed(3, checkpoint.step_uri(run.uri, 3), {})
-    assert "MLflow: the model versions not sent: checkpoint" in caplog.text
+    assert "MLflow: the model versions not sent: CheckpointError: checkpoint" in caplog.text
