@@ -88,6 +88,11 @@ def load(uri: str) -> Checkpoint:
     return Checkpoint(uri, meta, complete["files"])
 
 
+def is_whole(uri: str) -> bool:
+    """Whether a whole checkpoint lies in the folder `uri`."""
+    return storage.exists(storage.join(uri, COMPLETE))
+
+
 def newest(run: str) -> Checkpoint | None:
     """The checkpoint that a run resumes from, or None before its first: what `last` means, or, where that was being written
     anew, the newest whole one."""

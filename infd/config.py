@@ -304,7 +304,7 @@ class LoopConfig:
 
 
 OPERATIONAL = ("loader.", "loop.compiled", "loop.channels_last", "loop.steps", "loop.log_every", "loop.checkpoint_every",
-               "loop.keep_every", "loop.validate_every", "loop.validate_samples", "loop.preview_")
+               "loop.keep_every", "loop.validate_every", "loop.validate_samples", "loop.preview_", "preview_steps")
 """Fields that may differ between a checkpoint and the run that resumes it."""
 
 
@@ -411,7 +411,7 @@ class DiffusionConfig:
     p_unconditional: float = 0.0
     """Share of the samples whose condition is dropped, for classifier-free guidance."""
     scale: float = 1.0
-    """z is divided by this before noise is added; 1 as published. Stable Diffusion's latents want about 5.5."""
+    """z is divided by this before noise is added; 1 as published, 0: by the standard deviation of the latents it trains on."""
 
     def __post_init__(self) -> None:
         require(0 < self.beta_from <= self.beta_to < 1, "diffusion.beta_from", self.beta_from,
@@ -420,7 +420,7 @@ class DiffusionConfig:
         require(self.min_snr_gamma >= 0, "diffusion.min_snr_gamma", self.min_snr_gamma, "must not be negative")
         require(self.flow_std > 0, "diffusion.flow_std", self.flow_std, "must be above 0")
         require(0 <= self.p_unconditional < 1, "diffusion.p_unconditional", self.p_unconditional, "must lie in [0, 1)")
-        require(self.scale > 0, "diffusion.scale", self.scale, "must be above 0")
+        require(self.scale >= 0, "diffusion.scale", self.scale, "must not be negative")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -439,18 +439,19 @@ class DiffusionTrainingConfig:
     """Reading."""
     flip: bool = False
     """Take the latents of mirrored photographs for every other sample, at random; the published code does not."""
+    preview_steps: int = 50
+    """Steps of the sampler for previews."""
 
     def __post_init__(self) -> None:
+        require(self.preview_steps >= 1, "preview_steps", self.preview_steps, "must be at least 1")
         require(self.model.condition != "none" or self.diffusion.p_unconditional == 0, "diffusion.p_unconditional",
                 self.diffusion.p_unconditional, "must be 0 without a condition to drop")
 
 
 @dataclass(frozen=True, kw_only=True)
-class RunConfig:
-    """Where a training run reads, writes and computes; no field here changes a number."""
+class PlaceConfig:
+    """Where a training run writes and computes; no field here changes a number."""
 
-    dataset: str = ""
-    """URI of the dataset; its newest snapshot is used and pinned, or the one named by "…@7"."""
     run: str = ""
     """URI of the run's folder; empty: DATASET/training/PRESET-HASH. The same run again resumes."""
     start_from: str = ""
@@ -461,7 +462,7 @@ class RunConfig:
     """auto: a GPU a worker where the cluster has that many, else the CPU."""
     max_failures: int = 3
     """Times that the workers begin again after one died or was told to stop; -1: without end, for spot machines."""
-    experiment: str = "infd-autoencoder"
+    experiment: str = "infd"
     """MLflow experiment; used where MLFLOW_TRACKING_URI is set."""
     ray: bool = True
     """--no-ray trains in this process (or under torchrun) instead of on a Ray cluster."""
@@ -469,6 +470,65 @@ class RunConfig:
     def __post_init__(self) -> None:
         require(self.workers >= 1, "workers", self.workers, "must be at least 1")
         require(self.max_failures >= -1, "max_failures", self.max_failures, "must be at least -1, which has no end")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig(PlaceConfig):
+    """A run of stage one."""
+
+    dataset: str = ""
+    """URI of the dataset; its newest snapshot is used and pinned, or the one named by "…@7"."""
+    experiment: str = "infd-autoencoder"
+    """MLflow experiment; used where MLFLOW_TRACKING_URI is set."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LatentRunConfig(PlaceConfig):
+    """A run of stage two."""
+
+    latents: str = ""
+    """URI of the latents that jobs/encode_latents.py made; they are pinned."""
+    experiment: str = "infd-latent-diffusion"
+    """MLflow experiment; used where MLFLOW_TRACKING_URI is set."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LatentConfig:
+    """How the photographs of a snapshot become latents."""
+
+    dtype: Literal["float32", "float16"] = "float32"
+    """float16 halves the bytes; how far it rounds is measured, told at the end and kept in the manifest."""
+    flip: bool = True
+    """Encode the mirrored views too: stage two can then train with flip. Twice the time and the bytes."""
+    batch: int = 16
+    """Views that go through the encoder at once; it changes nothing but rounding."""
+
+    def __post_init__(self) -> None:
+        require(self.batch >= 1, "batch", self.batch, "must be at least 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SampleConfig:
+    """How seeds become latents, and latents images; every field here changes what is seen."""
+
+    steps: int = 50
+    """Steps of the sampler; the published way takes 200."""
+    sampler: Literal["auto", "ddpm", "ddim", "dpm", "unipc", "euler", "heun"] = "auto"
+    """auto: ddim, or heun for a flow. dpm (DPM-Solver++) and unipc need the fewest steps; euler and heun are for flows."""
+    eta: float = 1.0
+    """ddim: how much noise each step adds; 1 as published, 0: none."""
+    guidance: float = 1.0
+    """Above 1: away from the unconditional prediction; needs a model with classes or captions."""
+    group: str = ""
+    """The class to draw from, of a model with classes."""
+    mode: Literal["whole", "window", "reference", "tile"] = "whole"
+    """Where the renderer's norms take their statistics: docs/generation.md. tile is the published way, with seams."""
+    weights: Literal["average", "last"] = "average"
+    """average: the moving average of the denoiser, where the run had one."""
+
+    def __post_init__(self) -> None:
+        require(self.steps >= 1, "steps", self.steps, "must be at least 1")
+        require(0 <= self.eta <= 1, "eta", self.eta, "must lie in [0, 1]")
 
 
 # ---------------------------------------------------------------- the one JSON form

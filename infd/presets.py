@@ -8,7 +8,11 @@ from pathlib import Path
 from infd.config import (
     AutoencoderConfig,
     AutoencoderTrainingConfig,
+    ConfigT,
     CropConfig,
+    DenoiserConfig,
+    DiffusionConfig,
+    DiffusionTrainingConfig,
     DiscriminatorConfig,
     LoopConfig,
     LossConfig,
@@ -104,12 +108,63 @@ def laion_2k() -> AutoencoderTrainingConfig:
         loss=LossConfig(quantizer=1e-6))
 
 
+def ldm_tiny() -> DiffusionTrainingConfig:
+    """Two CPU cores, minutes: 2 M parameters for the latents of `tiny` (4 x 32 x 32), v prediction.
+
+    Mirrored views double what few photographs there are; scale 0 takes the latents' own, whose size no KL of tiny weight
+    fixes.
+    """
+    return DiffusionTrainingConfig(
+        model=DenoiserConfig(z_dim=4, widths=(32, 64, 96), blocks=1, head_dim=32, norm_groups=8),
+        diffusion=DiffusionConfig(objective="v", scale=0, min_snr_gamma=5.0),
+        optimizer=OptimizerConfig(lr=1e-3, betas=(0.9, 0.99), weight_decay=0.01, ema_decay=0.995, warmup_steps=50,
+                                  decay_from_step=800, decay_to_step=1600, clip_norm=1.0),
+        loop=LoopConfig(steps=1600, batch=8, log_every=50, checkpoint_every=400, keep_every=1600, validate_every=400,
+                        validate_samples=32, preview_every=800, preview_photos=4, preview_px=512),
+        flip=True, preview_steps=25)
+
+
+def ldm_small() -> DiffusionTrainingConfig:
+    """One GPU, an hour: 100 M parameters for the latents of `small` (4 x 64 x 64), v prediction."""
+    return DiffusionTrainingConfig(
+        model=DenoiserConfig(z_dim=4, widths=(128, 256, 384, 512), blocks=2),
+        diffusion=DiffusionConfig(objective="v", scale=0, min_snr_gamma=5.0),
+        optimizer=OptimizerConfig(lr=2e-4, betas=(0.9, 0.99), weight_decay=0.01, ema_decay=0.9995, warmup_steps=500,
+                                  decay_from_step=30_000, decay_to_step=50_000, clip_norm=1.0),
+        loop=LoopConfig(steps=50_000, batch=64, precision="bfloat16", compiled=True, channels_last=True, log_every=100,
+                        checkpoint_every=5_000, keep_every=50_000, validate_every=5_000, preview_every=5_000),
+        flip=True)
+
+
+def ldm_ffhq_1024() -> DiffusionTrainingConfig:
+    """The paper's FFHQ model: 274 M parameters on 3 x 64 x 64, batch 48, 600,000 steps.
+
+    Source: INFD supplement J.1, J.2; published configuration dm_ffhq.
+    """
+    return DiffusionTrainingConfig(loop=LoopConfig(steps=600_000, batch=48))
+
+
+def ldm_ffhq_6k_mix() -> DiffusionTrainingConfig:
+    """The paper's 6K-Mix: as FFHQ, on all 70,000 faces; it holds none out. Source: INFD supplement J.2."""
+    return ldm_ffhq_1024()
+
+
+def ldm_mountains_2k() -> DiffusionTrainingConfig:
+    """The paper's Mountains: as FFHQ, 1.7 million steps. Source: INFD supplement J.2."""
+    return DiffusionTrainingConfig(loop=LoopConfig(steps=1_700_000, batch=48))
+
+
+DIFFUSION: dict[str, Callable[[], DiffusionTrainingConfig]] = {
+    preset.__name__.removeprefix("ldm_"): preset
+    for preset in (ldm_tiny, ldm_small, ldm_ffhq_1024, ldm_ffhq_6k_mix, ldm_mountains_2k)}
+"""Presets of `jobs/train_ldm.py`."""
+
 AUTOENCODER: dict[str, Callable[[], AutoencoderTrainingConfig]] = {
     preset.__name__: preset for preset in (tiny, small, ffhq_1024, ffhq_6k_mix, mountains_2k, laion_2k)}
 """Presets of `jobs/train_ae.py`."""
 
 
-def from_file(path: str) -> tuple[str, AutoencoderTrainingConfig]:
+def from_file(path: str, presets: dict[str, Callable[[], ConfigT]]) -> tuple[str, ConfigT]:
     """A preset of one's own: its name and config, from a JSON object of dotted fields over the preset `base`.
 
         {"base": "ffhq_1024", "crop.r_max": 4096, "loop.batch": 16}
@@ -122,9 +177,10 @@ def from_file(path: str) -> tuple[str, AutoencoderTrainingConfig]:
     except (OSError, ValueError) as error:
         raise ConfigError(f'{path}: {error}; expected a JSON object such as {{"base": "tiny", "loop.steps": 100}}') from error
     base = told.pop("base", None) if isinstance(told, dict) else None
-    if base not in AUTOENCODER:
-        raise ConfigError(f"{path}: base={base}: expected one of {', '.join(AUTOENCODER)}, and dotted fields beside it")
+    if base not in presets:
+        raise ConfigError(f"{path}: base={base}: expected one of {', '.join(presets)}, and dotted fields beside it")
+    preset = presets[base]()
     try:
-        return Path(path).stem, unflat(AutoencoderTrainingConfig, {**flat(AUTOENCODER[base]()), **told})
+        return Path(path).stem, unflat(type(preset), {**flat(preset), **told})
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from error

@@ -35,7 +35,7 @@ def main(argv: list[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else argv
     try:
         if argv and argv[0].endswith(".json"):
-            name, config = from_file(argv[0])
+            name, config = from_file(argv[0], AUTOENCODER)
             made[argv[0]] = ("A preset of your own.", TrainAutoencoder(preset=name, config=config))
         args = tyro.extras.overridable_config_cli(made, args=argv, description=__doc__)
         logs.to_stderr()
@@ -58,7 +58,7 @@ def dry_run(args: TrainAutoencoder) -> str:
     from infd.training.plan import describe
     from infd.training.run import check_batch
 
-    check_batch(args.config, args.run.workers)
+    check_batch(args.config.loop, args.run.workers)
     manifest = open_dataset(args.run.dataset).manifest if args.run.dataset else None
     plan = describe(args.config, workers=args.run.workers, manifest=manifest)
     return "\n".join([*(f"{name} = {value}" for name, value in flat(args.config).items()), plan])

@@ -9,7 +9,7 @@ import re
 from typing import TYPE_CHECKING, Any
 
 from infd import checkpoint, storage
-from infd.training.run import Run
+from infd.training.run import Run, TrainingConfig
 
 if TYPE_CHECKING:
     from mlflow.tracking import MlflowClient
@@ -23,7 +23,7 @@ def takes(uri: str) -> bool:
     return storage.is_remote(uri) or not mlflow.get_registry_uri().startswith(("http://", "https://"))
 
 
-def follow(client: "MlflowClient", run: Run) -> None:
+def follow(client: "MlflowClient", run: Run[TrainingConfig]) -> None:
     """Law: afterwards the versions of the run's model are its complete checkpoints, the aliases its pointers."""
     name = model_of(client, run)
     kept = {checkpoint.step_uri(run.uri, step): step for step in checkpoint.steps(run.uri)}
@@ -41,7 +41,7 @@ def follow(client: "MlflowClient", run: Run) -> None:
         client.delete_model_version(name, versions[uri])
 
 
-def model_of(client: "MlflowClient", run: Run) -> str:
+def model_of(client: "MlflowClient", run: Run[TrainingConfig]) -> str:
     """The run's registered model, made where it is missing: the name of the run's folder; and a hash of its address, where
     another run of that name has taken it."""
     from mlflow.exceptions import MlflowException

@@ -20,7 +20,7 @@ from infd.config import flat, identity
 from infd.errors import PreconditionFailed
 from infd.training.alarms import Alarm
 from infd.training.loop import Metrics
-from infd.training.run import Run
+from infd.training.run import Run, TrainingConfig
 from pipelines import model_versions
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ for name, value in PATIENCE.items():
 SWITCH = "MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING"
 
 
-def begin(run: Run, experiment: str) -> str | None:
+def begin(run: Run[TrainingConfig], experiment: str) -> str | None:
     """The id of the run's MLflow run, made on its first start and kept in RUN/mlflow.json; None where untracked."""
     if not os.environ.get("MLFLOW_TRACKING_URI"):
         logger.warning("MLFLOW_TRACKING_URI is not set: metrics go to the log alone")
@@ -71,12 +71,12 @@ def finish(run_id: str | None, *, ok: bool) -> None:
         _try("closing the run", lambda client: client.set_terminated(run_id, "FINISHED" if ok else "FAILED"))
 
 
-def _known_id(run: Run) -> str | None:
+def _known_id(run: Run[TrainingConfig]) -> str | None:
     record = storage.join(run.uri, "mlflow.json")
     return json.loads(storage.read_bytes(record))["run_id"] if storage.exists(record) else None
 
 
-def _claim_id(run: Run, run_id: str) -> str:
+def _claim_id(run: Run[TrainingConfig], run_id: str) -> str:
     try:
         storage.put_if_absent(storage.join(run.uri, "mlflow.json"), json.dumps({"run_id": run_id}).encode())
     except PreconditionFailed:
@@ -85,7 +85,7 @@ def _claim_id(run: Run, run_id: str) -> str:
 
 
 @contextlib.contextmanager
-def observing(run: Run) -> Iterator["MlflowObserver"]:
+def observing(run: Run[TrainingConfig]) -> Iterator["MlflowObserver"]:
     """An observer of rank 0 for a run that is tracked; inside the block this machine is watched too."""
     if not model_versions.takes(run.uri):
         logger.warning("MLflow at %s: it takes no folder of a disk as a model version; the tag `checkpoint` names the newest "
@@ -102,7 +102,7 @@ def observing(run: Run) -> Iterator["MlflowObserver"]:
 class MlflowObserver:
     """Sends metrics, pictures, alarms and the addresses of checkpoints to the MLflow run of `run`."""
 
-    run: Run
+    run: Run[TrainingConfig]
     machine: "MachineWatch"
 
     @property

@@ -9,16 +9,20 @@ import logging
 import os
 import time
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 from infd import checkpoint, storage
-from infd.config import AutoencoderTrainingConfig, RunConfig, flat, unflat
+from infd.config import AutoencoderTrainingConfig, DiffusionTrainingConfig, LatentRunConfig, PlaceConfig, RunConfig
+from infd.data.latents import open_latents
 from infd.errors import ConfigError, TrainingError
 from infd.lease import held
 from infd.training import interruption
-from infd.training.run import Observer, Run, check_batch, default_run, open_run, required_weights, run_autoencoder
+from infd.training.autoencoder_run import required_weights, run_autoencoder
+from infd.training.diffusion_run import fitted, run_diffusion
+from infd.training.loop import Metrics
+from infd.training.run import Observer, Run, TrainingConfig, check_batch, default_run, open_run
 from infd.training.world import World, join
 from pipelines import logs, tracking
 from pipelines.cluster import autoscales, passed_on
@@ -34,13 +38,38 @@ def train_autoencoder(preset: str, config: AutoencoderTrainingConfig, where: Run
     """Train, or go on training, the run that `where` names; returns the URI of its last checkpoint."""
     if not where.dataset:
         raise ConfigError("dataset: missing; give --dataset s3://bucket/datasets/NAME or a folder (or --dry-run)")
-    check_batch(config, where.workers if where.ray else int(os.environ.get("WORLD_SIZE", "1")))
+    check_batch(config.loop, workers_of(where))
     required_weights(config)
     where = replace(where, dataset=storage.absolute(where.dataset))
     uri = where.run or default_run(where.dataset, preset, config, where.start_from)
     run = open_run(uri, preset=preset, config=config, dataset=where.dataset, start_from=where.start_from)
+    return train_run(run, where)
+
+
+def train_diffusion(preset: str, config: DiffusionTrainingConfig, where: LatentRunConfig) -> str:
+    """The same for stage two, from latents."""
+    if not where.latents:
+        raise ConfigError("latents: missing; give --latents with the address that jobs/encode_latents.py printed, or "
+                          "--dry-run")
+    check_batch(config.loop, workers_of(where))
+    latents = open_latents(where.latents)
+    settled = fitted(config, latents)
+    snapshot = latents.info["snapshot"]
+    uri = where.run or default_run(snapshot, preset, config, where.start_from, latents=latents.uri)
+    run = open_run(uri, preset=preset, config=settled, dataset=snapshot, start_from=where.start_from,
+                   latents={"address": latents.uri, "sha256": latents.sha256})
+    return train_run(run, where)
+
+
+def workers_of(where: PlaceConfig) -> int:
+    return where.workers if where.ray else int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def train_run(run: Run[TrainingConfig], where: PlaceConfig) -> str:
+    """Train, or go on training; the URI of the last checkpoint."""
+    steps = run.config.loop.steps
     logger.info("run %s: preset %s, snapshot %s", run.uri, run.preset, run.snapshot)
-    if (done := checkpoint.newest(run.uri)) is not None and done.step >= config.loop.steps:
+    if (done := checkpoint.newest(run.uri)) is not None and done.step >= steps:
         logger.info("run %s: finished at step %d already; nothing to do", run.uri, done.step)
         return done.uri
     if where.ray:
@@ -49,18 +78,26 @@ def train_autoencoder(preset: str, config: AutoencoderTrainingConfig, where: Run
     else:
         train_here(run, where)
     finished = checkpoint.newest(run.uri)
-    if finished is None or finished.step < config.loop.steps:
-        raise TrainingError(f"run {run.uri}: ended at step {finished.step if finished else 0} of {config.loop.steps}; "
+    if finished is None or finished.step < steps:
+        raise TrainingError(f"run {run.uri}: ended at step {finished.step if finished else 0} of {steps}; "
                             "run the same command again to go on")
     return finished.uri
 
 
-def driving(run: Run) -> contextlib.AbstractContextManager[None]:
+def carried(run: Run[TrainingConfig], *, world: World, observer: Observer,
+            wished: Callable[[], bool] = interruption.wished) -> Metrics:
+    """Run the stage that the run's config is of, on this rank."""
+    if isinstance(run.config, DiffusionTrainingConfig):
+        return run_diffusion(cast(Run[DiffusionTrainingConfig], run), world=world, observer=observer, wished=wished)
+    return run_autoencoder(cast(Run[AutoencoderTrainingConfig], run), world=world, observer=observer, wished=wished)
+
+
+def driving(run: Run[TrainingConfig]) -> contextlib.AbstractContextManager[None]:
     """The right to write this run; two drivers of one run would mix their checkpoints."""
     return held(storage.join(run.uri, "driver.json"), what=f"run {run.uri}")
 
 
-def train_here(run: Run, where: RunConfig) -> None:
+def train_here(run: Run[TrainingConfig], where: PlaceConfig) -> None:
     """Train in this process, or as one of torchrun's."""
     world = join(where.device)
     run_id = tracking.begin(run, where.experiment) if world.rank == 0 else None
@@ -69,14 +106,14 @@ def train_here(run: Run, where: RunConfig) -> None:
         tracked = replace(run, tracking_id=run_id)
         with (driving(run) if world.rank == 0 else contextlib.nullcontext(), interruption.listening(),
               observing(tracked, world) as observer):
-            run_autoencoder(tracked, world=world, observer=observer)
+            carried(tracked, world=world, observer=observer)
             world.leave()                                          # rank 0 has written its last checkpoint by then
         ok = True
     finally:
         tracking.finish(run_id, ok=ok)
 
 
-def train_on_ray(run: Run, where: RunConfig) -> None:
+def train_on_ray(run: Run[TrainingConfig], where: PlaceConfig) -> None:
     """Train on `where.workers` Ray Train workers, each replaced when it dies."""
     import ray
     from ray.train import FailureConfig, ScalingConfig, TrainingFailedError
@@ -97,8 +134,7 @@ def train_on_ray(run: Run, where: RunConfig) -> None:
         filesystem, path = storage.filesystem(storage.join(run.uri, "ray"))
         trainer = TorchTrainer(
             train_worker,
-            train_loop_config={"uri": run.uri, "preset": run.preset, "config": flat(run.config),
-                               "snapshot": run.snapshot, "start": run.start, "mlflow_run_id": run_id},
+            train_loop_config=replace(run, tracking_id=run_id).payload(),
             scaling_config=ScalingConfig(num_workers=where.workers, use_gpu=gpu,
                                          resources_per_worker={"CPU": cpus} | ({"GPU": 1} if gpu else {})),
             torch_config=ListeningTorch(backend="nccl" if gpu else "gloo"),
@@ -132,11 +168,10 @@ def train_worker(payload: dict[str, Any]) -> str | None:
     world = World.current(ray.train.torch.get_device())
     if world.rank:
         logging.getLogger().setLevel(logging.WARNING)
-    run = Run(payload["uri"], payload["preset"], unflat(AutoencoderTrainingConfig, payload["config"]),
-              payload["snapshot"], payload["start"], payload["mlflow_run_id"])
+    run = Run.of(payload)
     try:
         with interruption.heeding(), observing(run, world) as observer:    # ListeningTorch has this process listen
-            run_autoencoder(run, world=world, observer=observer, wished=asked_to_stop)
+            carried(run, world=world, observer=observer, wished=asked_to_stop)
     except TrainingError as error:                                 # raised on all ranks at once
         return str(error)
     return None
@@ -150,7 +185,7 @@ def asked_to_stop() -> bool:
 
 
 @contextlib.contextmanager
-def observing(run: Run, world: World) -> Iterator[Observer]:
+def observing(run: Run[TrainingConfig], world: World) -> Iterator[Observer]:
     """Progress on stderr; on rank 0 of a run that is tracked MLflow too."""
     progress = ProgressObserver(steps=run.config.loop.steps)
     if world.rank or run.tracking_id is None:
@@ -160,7 +195,7 @@ def observing(run: Run, world: World) -> Iterator[Observer]:
             yield Observers(progress, tracked)
 
 
-def wants_gpu(where: RunConfig, resources: Mapping[str, float]) -> bool:
+def wants_gpu(where: PlaceConfig, resources: Mapping[str, float]) -> bool:
     """Whether each worker takes a GPU: as asked, or where the cluster has one for each.
 
     Raises ConfigError on a cluster that grows, whose present GPUs say nothing.
@@ -171,7 +206,7 @@ def wants_gpu(where: RunConfig, resources: Mapping[str, float]) -> bool:
     return where.device == "gpu" or (where.device == "auto" and resources.get("GPU", 0) >= where.workers)
 
 
-def check_fits(where: RunConfig, resources: Mapping[str, float], *, gpu: bool) -> float:
+def check_fits(where: PlaceConfig, resources: Mapping[str, float], *, gpu: bool) -> float:
     """CPUs a worker; raises ConfigError where the cluster could never place the workers, which would wait for ever."""
     cpus = 1.0
     for name, needed in (("CPU", cpus * where.workers), ("GPU", float(where.workers if gpu else 0))):

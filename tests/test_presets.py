@@ -87,7 +87,7 @@ def test_plan_tells_epochs_and_bytes_of_a_dataset(tmp_path):
 def test_a_preset_of_ones_own_is_a_base_and_fields(tmp_path):
     path = tmp_path / "mine.json"
     path.write_text(json.dumps({"base": "tiny", "crop.r_max": 777, "model.widths": [16, 32], "optimizer.lr": 1}))
-    name, config = from_file(str(path))
+    name, config = from_file(str(path), AUTOENCODER)
     assert name == "mine" and flat(config) == flat(tiny()) | {"crop.r_max": 777, "model.widths": [16, 32], "optimizer.lr": 1}
 
 
@@ -107,4 +107,4 @@ def test_error_a_preset_that_is_not_right(tmp_path, text, message):
     path = tmp_path / "mine.json"
     path.write_text(text)
     with pytest.raises(ConfigError, match=f"{path}: .*{message}"):
-        from_file(str(path))
+        from_file(str(path), AUTOENCODER)

@@ -1,5 +1,6 @@
-"""Batches in order: threads read and resize ahead of the training step; shards of a bucket come through a local cache.
+"""Batches in order: threads read ahead of the training step; shards of a bucket come through a local cache.
 
+`Loader` gives crops of photographs; `latents.LatentLoader` gives latents in the same way.
 Legend: B samples of a batch, L side of lowres, P side of a patch. All pixels are uint8; coord, cell and the float
 conversion are made on the device.
 """
@@ -7,11 +8,13 @@ conversion are made on the device.
 import logging
 import threading
 import time
+from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import ExitStack
 from dataclasses import dataclass
+from typing import Any, Generic, Protocol, Self, TypeVar
 
 import numpy as np
 import torch
@@ -21,7 +24,7 @@ from infd.config import LoaderConfig, require
 from infd.data.ahead import FetchAhead
 from infd.data.cache import ShardCache
 from infd.data.order import Order, Sample
-from infd.data.snapshot import Dataset
+from infd.data.snapshot import Dataset, Manifest, ShardEntry
 from infd.errors import DatasetError, InfdError
 
 logger = logging.getLogger(__name__)
@@ -48,17 +51,42 @@ class Batch:
     """Photos, in manifest order."""
 
 
-class Loader:
+class Shards(Protocol):
+    """What a loader reads: files of rows behind a manifest."""
+
+    uri: str
+    fetch: Callable[[ShardEntry], str]
+
+    @property
+    def manifest(self) -> Manifest: ...
+
+    def copy(self) -> Self: ...
+
+    def shard_uri(self, entry: ShardEntry) -> str: ...
+
+    def forget(self, sha256: str) -> None: ...
+
+
+class Stepped(Protocol):
+    @property
+    def step(self) -> int: ...
+
+
+ShardsT = TypeVar("ShardsT", bound=Shards)
+BatchT = TypeVar("BatchT", bound=Stepped)
+
+
+class BatchReader(ABC, Generic[ShardsT, BatchT]):
     """Iterates over the batches of `slots` from `start_step` on, one a step, without end. Close it, or use `with`.
 
-    Raises what reading raises, at the step that needs the sample, as DatasetError naming shard, row and uri; the loader
-    is closed then. Law: the batches do not depend on `config`, nor on how the slots are shared between loaders, nor on
-    where a run was cut.
+    Raises what reading raises, at the step that needs the sample, as DatasetError naming shard and row; it is closed
+    then. Law: the batches do not depend on `config`, nor on how the slots are shared between loaders, nor on where a run
+    was cut.
     """
 
     def __init__(
         self,
-        dataset: Dataset,
+        dataset: ShardsT,
         order: Order,
         config: LoaderConfig,
         *,
@@ -76,13 +104,13 @@ class Loader:
         self._cache: ShardCache | None = None
         self._ahead: FetchAhead | None = None
         if storage.is_remote(dataset.uri):
-            self.dataset = dataset = Dataset(dataset.uri, dataset.number, dataset.manifest)  # the caller's stays as it is
+            self.dataset = dataset = dataset.copy()  # the caller's stays as it is
             self._cache = ShardCache(
                 config.cache_dir, max_bytes=config.cache_bytes, uri_of=dataset.shard_uri, on_evict=dataset.forget)
             dataset.fetch = self._cache.fetch
-            warn_of_small_cache(dataset, order, slots, config.cache_bytes)
+            warn_of_small_cache(dataset.manifest, order, slots, config.cache_bytes)
         self._pool = ThreadPoolExecutor(config.threads, thread_name_prefix="infd-loader")
-        self._pending: deque[tuple[Batch, list[Future[None]]]] = deque()
+        self._pending: deque[tuple[BatchT, list[Future[None]]]] = deque()
         self._next_step = start_step
         self._closed = False
         self._lock = threading.Lock()  # of the figures below
@@ -93,10 +121,10 @@ class Loader:
         self._total_s = 0.0
         self._since_s: float | None = None
 
-    def __iter__(self) -> "Loader":
+    def __iter__(self) -> Self:
         return self
 
-    def __next__(self) -> Batch:
+    def __next__(self) -> BatchT:
         if self._closed:
             raise ValueError("loader: it is closed; make a new one with start_step")
         called_s = time.perf_counter()
@@ -119,7 +147,7 @@ class Loader:
         self._account(called_s)
         return batch
 
-    def read(self, samples: Sequence[Sample]) -> Batch:
+    def read(self, samples: Sequence[Sample]) -> BatchT:
         """Those samples, at once: for validation, or to look at a batch again. Its `step` is that of the first g."""
         if self._closed:
             raise ValueError("loader: it is closed; make a new one")
@@ -164,32 +192,32 @@ class Loader:
             steps.callback(self._pending.clear)
             self._pool.shutdown(wait=True, cancel_futures=True)
 
-    def __enter__(self) -> "Loader":
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _begin(self, samples: Sequence[Sample]) -> tuple[Batch, list[Future[None]]]:
-        """An empty batch, and the work that fills it."""
-        crop = self.order.crop
-        column = {name: torch.tensor([getattr(s, name) for s in samples], dtype=torch.int64) for name in "gryx"}
-        batch = Batch(
-            step=samples[0].g // self.order.batch_size if samples else 0,
-            lowres=self._empty(len(samples), crop.lowres_px),
-            patch=self._empty(len(samples), crop.patch_px),
-            rows=[sample.row for sample in samples],
-            **column,
-        )
+    @abstractmethod
+    def _made(self, samples: Sequence[Sample]) -> BatchT:
+        """A batch of these samples whose numbers are known and whose tensors are to be filled."""
+
+    @abstractmethod
+    def _read_into(self, batch: BatchT, at: int, sample: Sample, where: str) -> None:
+        """Read one sample into its place; its shard is at hand. What goes wrong is a DatasetError that begins with `where`."""
+
+    def _begin(self, samples: Sequence[Sample]) -> tuple[BatchT, list[Future[None]]]:
+        """A batch, and the work that fills it."""
+        batch = self._made(samples)
         return batch, [self._pool.submit(self._fill, batch, i, sample) for i, sample in enumerate(samples)]
 
-    def _empty(self, count: int, side_px: int) -> torch.Tensor:
-        return torch.empty((count, 3, side_px, side_px), dtype=torch.uint8, pin_memory=self._pin_memory)
+    def _empty(self, shape: tuple[int, ...], dtype: torch.dtype = torch.uint8) -> torch.Tensor:
+        return torch.empty(shape, dtype=dtype, pin_memory=self._pin_memory)
 
-    def _fill(self, batch: Batch, at: int, sample: Sample) -> None:
-        """Read one sample into its place."""
+    def _fill(self, batch: BatchT, at: int, sample: Sample) -> None:
+        """Read one sample into its place, its shard fetched before."""
         began_s = time.perf_counter()
-        shard, inside = self.dataset.shard_of(sample.row)
+        shard, inside = self.dataset.manifest.locate(sample.row)
         entry = self.dataset.manifest.shards[shard]
         where = f"sample g={sample.g}: shard {entry.sha256}.arrow row {inside}"
         with ExitStack() as held:
@@ -199,12 +227,39 @@ class Loader:
             except (InfdError, OSError) as error:
                 raise DatasetError(f"{where}: {error}") from error
             at_hand_s = time.perf_counter()
-            lowres, patch = self._read(sample, where)
-        batch.lowres[at] = torch.from_numpy(lowres).permute(2, 0, 1)
-        batch.patch[at] = torch.from_numpy(patch).permute(2, 0, 1)
+            self._read_into(batch, at, sample, where)
         with self._lock:
             self._fetch_wait_s += at_hand_s - began_s
             self._decode_s += time.perf_counter() - at_hand_s
+
+    def _account(self, called_s: float) -> None:
+        now_s = time.perf_counter()
+        began_s = called_s if self._since_s is None else self._since_s
+        self._batches += 1
+        self._wait_s += now_s - called_s
+        self._total_s += now_s - began_s
+        self._since_s = now_s
+
+
+class Loader(BatchReader[Dataset, Batch]):
+    """Crops of photographs, a batch a step."""
+
+    def _made(self, samples: Sequence[Sample]) -> Batch:
+        crop = self.order.crop
+        column: dict[str, Any] = {
+            name: torch.tensor([getattr(s, name) for s in samples], dtype=torch.int64) for name in "gryx"}
+        return Batch(
+            step=samples[0].g // self.order.batch_size if samples else 0,
+            lowres=self._empty((len(samples), 3, crop.lowres_px, crop.lowres_px)),
+            patch=self._empty((len(samples), 3, crop.patch_px, crop.patch_px)),
+            rows=[sample.row for sample in samples],
+            **column,
+        )
+
+    def _read_into(self, batch: Batch, at: int, sample: Sample, where: str) -> None:
+        lowres, patch = self._read(sample, where)
+        batch.lowres[at] = torch.from_numpy(lowres).permute(2, 0, 1)
+        batch.patch[at] = torch.from_numpy(patch).permute(2, 0, 1)
 
     def _read(self, sample: Sample, where: str) -> tuple[np.ndarray, np.ndarray]:
         """lowres (L, L, 3) and patch (P, P, 3); what goes wrong is a DatasetError that says where."""
@@ -225,18 +280,10 @@ class Loader:
         except (InfdError, OSError) as error:
             return f"uri not readable: {type(error).__name__}"
 
-    def _account(self, called_s: float) -> None:
-        now_s = time.perf_counter()
-        began_s = called_s if self._since_s is None else self._since_s
-        self._batches += 1
-        self._wait_s += now_s - called_s
-        self._total_s += now_s - began_s
-        self._since_s = now_s
 
-
-def warn_of_small_cache(dataset: Dataset, order: Order, slots: range, cache_bytes: int) -> None:
+def warn_of_small_cache(manifest: Manifest, order: Order, slots: range, cache_bytes: int) -> None:
     """Say so where the shards that `slots` read at the same time have no room: some ten fetches of each an epoch."""
-    sizes = [shard.bytes for shard in dataset.manifest.shards]
+    sizes = [shard.bytes for shard in manifest.shards]
     count = min(order.shards_at_once(slots), len(sizes))
     if (needed := min(count * max(sizes), sum(sizes))) > cache_bytes:
         logger.warning("loader.cache_bytes=%d: %d slots read from up to %d shards at the same time, %d bytes; shards will be "

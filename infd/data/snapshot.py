@@ -277,6 +277,10 @@ class Dataset:
     def __reduce__(self) -> tuple[Any, ...]:
         return open_dataset, (self.snapshot_uri,)
 
+    def copy(self) -> "Dataset":
+        """The same snapshot, with a `fetch` and open shards of its own."""
+        return Dataset(self.uri, self.number, self.manifest)
+
     def __len__(self) -> int:
         return len(self.manifest)
 

@@ -4,20 +4,24 @@ from torch import Tensor
 
 from infd import checkpoint
 from infd.checkpoint import Checkpoint
-from infd.config import AutoencoderConfig, unflat
+from infd.config import AutoencoderConfig, ConfigT, DenoiserConfig, unflat
 from infd.errors import CheckpointError, ConfigError
+from infd.generation.registry import resolve
 from infd.models.autoencoder import Autoencoder
 
 
 def load_autoencoder(uri: str, *, device: str = "cpu") -> Autoencoder:
     """The autoencoder of a checkpoint, in eval mode, without gradients.
 
-    `uri` is a checkpoint's folder or RUN/checkpoints/last or /best. Raises CheckpointError.
+    `uri` is a checkpoint's folder, RUN/checkpoints/last or /best, or models:/NAME@best of MLflow's registry. Raises
+    CheckpointError.
     """
-    found = checkpoint.load(uri)
+    found = checkpoint.load(resolve(uri))
     autoencoder = Autoencoder(autoencoder_config(found))
     checkpoint.put_into(f"checkpoint {found.uri}", autoencoder, shown_weights(found))
-    autoencoder.lowres_px = int(found.meta["config"]["crop.lowres_px"])
+    config = found.meta["config"]
+    autoencoder.lowres_px = int(config["crop.lowres_px"])
+    autoencoder.patch_px = int(config["crop.patch_px"]) + 2 * int(config.get("loss.query_pad_px", 0))
     return autoencoder.to(device).eval().requires_grad_(False)
 
 
@@ -27,11 +31,24 @@ def autoencoder_config(found: Checkpoint) -> AutoencoderConfig:
     if stage != "autoencoder":
         raise CheckpointError(f"checkpoint {found.uri}: it is of stage {stage}; an autoencoder was expected; "
                               "name a checkpoint of jobs/train_ae.py")
-    fields = {name.removeprefix("model."): value for name, value in found.meta["config"].items() if name.startswith("model.")}
+    return config_of(found, AutoencoderConfig, "model.")
+
+
+def denoiser_config(found: Checkpoint) -> DenoiserConfig:
+    """The denoiser's config in a checkpoint of stage two. Raises CheckpointError where it is of another stage or version."""
+    if (stage := found.meta.get("stage", "autoencoder")) != "latent_diffusion":
+        raise CheckpointError(f"checkpoint {found.uri}: it is of stage {stage}; a denoiser was expected; "
+                              "name a checkpoint of jobs/train_ldm.py")
+    return config_of(found, DenoiserConfig, "model.")
+
+
+def config_of(found: Checkpoint, kind: type[ConfigT], prefix: str) -> ConfigT:
+    """The part of a checkpoint's config whose fields begin with `prefix`."""
+    fields = {name.removeprefix(prefix): value for name, value in found.meta["config"].items() if name.startswith(prefix)}
     try:
-        return unflat(AutoencoderConfig, fields)
+        return unflat(kind, fields)
     except ConfigError as error:
-        raise CheckpointError(f"checkpoint {found.uri}: model.{error}; use the version that wrote it") from error
+        raise CheckpointError(f"checkpoint {found.uri}: {prefix}{error}; use the version that wrote it") from error
 
 
 def shown_weights(found: Checkpoint) -> dict[str, Tensor]:

@@ -10,7 +10,8 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 
 from infd.models.autoencoder import Autoencoder
-from infd.models.fields import Box, Field
+from infd.models.boxes import Box
+from infd.models.fields import Field
 from infd.models.renderers.clif import Statistics
 
 PANEL = 256

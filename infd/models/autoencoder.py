@@ -41,6 +41,8 @@ class Autoencoder(nn.Module):
 
     lowres_px: int | None = None
     """The L that a loaded checkpoint was trained at; other sides work, but were not trained."""
+    patch_px: int | None = None
+    """The P that a loaded checkpoint was trained at: the side of what the renderer's norms saw at once."""
 
     def __init__(self, config: AutoencoderConfig) -> None:
         super().__init__()
@@ -114,7 +116,7 @@ class Autoencoder(nn.Module):
 
     def field(self, z: Tensor) -> Field:
         """z of `encode`, or of a diffusion model (B, Z, l, l) -> the field it stands for. Quantizes it (vq, fsq)."""
-        return Field(self.decode(self.quantize(z).z_q), self.renderer)
+        return Field(self.decode(self.quantize(z).z_q), self.renderer, patch_px=self.patch_px)
 
 
 def padded_features(

@@ -7,13 +7,20 @@ exactly the slice of its whole, and a tie always falls to the later feature. Sou
 Shapes: B batch, C channels of phi, F (rows and columns) grid of phi, H W whole render, h w a box of it.
 """
 
-from collections.abc import Iterator
-from typing import Literal, NamedTuple
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Literal
 
 import torch
 from torch import Tensor
 
-from infd.models.renderers.clif import CLIF, Statistics
+from infd.models.boxes import Box, checked_box, tiles
+from infd.models.renderers.clif import CLIF, LocalStatistics, Statistics
+from infd.models.statistics import Windows, whole
+
+Mode = Literal["whole", "window", "reference", "tile"]
+"""Where the statistics of the renderer's norms come from: see `Field.render_tiles`."""
+DEFAULT_MODE: Mode = "whole"
 
 # ---------------------------------------------------------------- queries
 
@@ -64,45 +71,6 @@ def query_patch(phi: Tensor, r: Tensor, y: Tensor, x: Tensor, patch_px: int) -> 
     return query_grid(phi, y[:, None] + steps, x[:, None] + steps, side, side)
 
 
-# ---------------------------------------------------------------- boxes
-
-
-class Box(NamedTuple):
-    """A rectangle of pixels of a render: first row, first column, height, width."""
-
-    y: int
-    x: int
-    height: int
-    width: int
-
-    def grown(self, by: int, *, height: int, width: int) -> "Box":
-        """Larger by `by` pixels on each side, but never past an image of height x width."""
-        top, left = max(self.y - by, 0), max(self.x - by, 0)
-        bottom, right = min(self.y + self.height + by, height), min(self.x + self.width + by, width)
-        return Box(top, left, bottom - top, right - left)
-
-    def common(self, other: "Box") -> "Box":
-        """The part that lies in both; its sides are 0 where they do not meet."""
-        top, left = max(self.y, other.y), max(self.x, other.x)
-        bottom = min(self.y + self.height, other.y + other.height)
-        right = min(self.x + self.width, other.x + other.width)
-        return Box(top, left, max(bottom - top, 0), max(right - left, 0))
-
-    def of(self, image: Tensor, place: "Box") -> Tensor:
-        """The pixels of this box out of `image` (..., h, w), which shows `place`."""
-        top, left = self.y - place.y, self.x - place.x
-        return image[..., top:top + self.height, left:left + self.width]
-
-
-def tiles(region: Box, tile_px: int) -> Iterator[Box]:
-    """Cut a region into tiles of at most tile_px a side, row by row; the grid is anchored at the image's corner."""
-    for y in range(region.y // tile_px * tile_px, region.y + region.height, tile_px):
-        for x in range(region.x // tile_px * tile_px, region.x + region.width, tile_px):
-            part = Box(y, x, tile_px, tile_px).common(region)
-            if part.height and part.width:
-                yield part
-
-
 # ---------------------------------------------------------------- the field
 
 
@@ -110,16 +78,24 @@ class Field:
     """phi (B, C, F, F) and the renderer R: renders any pixel grid of [-1, 1]^2, or a box of one.
 
     A render of H x W with H != W samples the square field anisotropically: its cell is (2 / H, 2 / W).
-    Never builds a graph; training renders through `Autoencoder.forward`.
+    Never builds a graph; training renders through `Autoencoder.forward`. patch_px is P, the side of what R's norms saw
+    at once in training; the modes "window" and "reference" need it. `field[k]` is image k of the batch alone.
     """
 
-    def __init__(self, phi: Tensor, renderer: CLIF) -> None:
+    def __init__(self, phi: Tensor, renderer: CLIF, *, patch_px: int | None = None) -> None:
         self.phi = phi
         self.renderer = renderer
+        self.patch_px = patch_px
+
+    def __len__(self) -> int:
+        return len(self.phi)
+
+    def __getitem__(self, index: int) -> "Field":
+        return type(self)(self.phi[index][None], self.renderer, patch_px=self.patch_px)
 
     @torch.no_grad()
     def render(
-        self, height: int, width: int, *, statistics: Literal["whole", "tile"] | Statistics = "whole",
+        self, height: int, width: int, *, statistics: Mode | Statistics | Windows = DEFAULT_MODE,
         box: Box | tuple[int, int, int, int] | None = None, tile_px: int = 256, tile_pad_px: int = 8,
     ) -> Tensor:
         """RGB (B, 3, h, w) of `box` (y0, x0, y1, x1), or of the whole H x W render; see `render_tiles`."""
@@ -137,21 +113,25 @@ class Field:
 
     @torch.no_grad()
     def render_tiles(
-        self, height: int, width: int, *, statistics: Literal["whole", "tile"] | Statistics = "whole",
+        self, height: int, width: int, *, statistics: Mode | Statistics | Windows = DEFAULT_MODE,
         box: Box | tuple[int, int, int, int] | None = None, tile_px: int = 256, tile_pad_px: int = 8,
     ) -> Iterator[tuple[Box, Tensor]]:
         """The render piece by piece: (where, RGB (B, 3, h, w)); memory depends on tile_px, not on H and W.
 
         statistics, of the renderer's GroupNorms:
         "whole": of the whole render, streamed layer by layer. Law: equals one untiled call, whatever tile_px.
+        "window": of windows of P x P pixels, each as in training, blended from pixel to pixel; see `Windows`.
+        "reference": of the one render of P x P pixels, for every size.
         "tile": of each tile with tile_pad_px around it, as published; shows seams and changes with tile_px.
         a value of `Field.statistics`: frozen, so that a deep zoom keeps the look of another render.
-        Raises ValueError when the box is empty or leaves the render.
+        a value of `Field.windows` for the same H and W: keeps windows from one call to the next.
+        Law: in all but "tile" the result does not depend on tile_px, and a box is the crop of the full render.
+        Raises ValueError when the box is empty or leaves the render, or where P is wanted and not known.
         """
         if tile_px < 1 or tile_pad_px < 0:
             raise ValueError(f"tile_px={tile_px}, tile_pad_px={tile_pad_px}: must be at least 1 and 0")
         region, image = checked_box(height, width, box), Box(0, 0, height, width)
-        if height <= tile_px and width <= tile_px and isinstance(statistics, str):
+        if height <= tile_px and width <= tile_px and statistics in ("whole", "tile"):
             yield region, region.of(self._call(image, height, width, None), image)
         elif statistics == "tile":
             for part in tiles(image, tile_px):
@@ -160,65 +140,56 @@ class Field:
                     seen = part.grown(tile_pad_px, height=height, width=width)
                     yield wanted, wanted.of(self._call(seen, height, width, None), seen)
         else:
-            if isinstance(statistics, str):
-                statistics = self.statistics(height, width, tile_px=tile_px)
+            source = self._source(statistics, height, width, tile_px)
             for part in tiles(region, tile_px):
                 seen = part.grown(self.renderer.reach_px, height=height, width=width)
-                yield part, part.of(self._call(seen, height, width, statistics), seen)
+                here = source.over(seen) if isinstance(source, Windows) else source
+                yield part, part.of(self._call(seen, height, width, here), seen)
 
     @torch.no_grad()
-    def statistics(self, height: int, width: int, *, tile_px: int = 256) -> Statistics:
-        """Statistics of all norms of the renderer over the whole H x W render, streamed over tiles.
-
-        One pass over the pixels for each norm, each one convolution deeper than the last; merged in float64.
-        """
+    def statistics(
+        self, height: int, width: int, *, tile_px: int = 256, progress: Callable[[int], None] | None = None,
+    ) -> Statistics:
+        """Statistics of all norms of the renderer over the whole H x W render; see `statistics.whole`."""
         checked_box(height, width, None)
-        found: list[tuple[Tensor, Tensor]] = []
-        for norm in range(self.renderer.num_norms):
-            known = Statistics(*(torch.stack(values) for values in zip(*found, strict=True))) if found else None
-            merged = Merged()
-            for part in tiles(Box(0, 0, height, width), tile_px):
-                seen = part.grown(norm + 1, height=height, width=width)
-                hidden = self.renderer.hidden(self._query(seen, height, width), norm=norm, statistics=known)
-                merged.add(part.of(hidden, seen), groups=self.renderer.num_groups)
-            found.append((merged.mean.float(), merged.var.float()))
-        return Statistics(*(torch.stack(values) for values in zip(*found, strict=True)))
+        return whole(self.renderer, partial(self._query, height=height, width=width), height, width, tile_px=tile_px,
+                     progress=progress)
+
+    def reference(self, *, tile_px: int = 256) -> Statistics:
+        """Statistics of the P x P render. Raises ValueError where P is not known."""
+        side = self._patch_px("reference")
+        return self.statistics(side, side, tile_px=tile_px)
+
+    def windows(self, height: int, width: int, *, tile_px: int = 256) -> Windows:
+        """Statistics of the windows of the H x W render, made as boxes ask for them. Raises ValueError: P not known."""
+        checked_box(height, width, None)
+        return Windows(self.renderer, partial(self._query, height=height, width=width), height, width,
+                       patch_px=self._patch_px("window"), tile_px=tile_px)
+
+    def _source(
+        self, statistics: Mode | Statistics | Windows, height: int, width: int, tile_px: int,
+    ) -> Statistics | Windows:
+        match statistics:
+            case "whole":
+                return self.statistics(height, width, tile_px=tile_px)
+            case "window":
+                return self.windows(height, width, tile_px=tile_px)
+            case "reference":
+                return self.reference(tile_px=tile_px)
+            case Statistics() | Windows():
+                return statistics
+        raise ValueError(f"statistics={statistics!r}: expected whole, window, reference, tile, or statistics of a field")
+
+    def _patch_px(self, mode: str) -> int:
+        if self.patch_px is None:
+            raise ValueError(f"statistics={mode!r}: the side of patches in training is not known to this field; expected "
+                             "Field(phi, renderer, patch_px=...); fields of a loaded checkpoint know it")
+        return self.patch_px
 
     def _query(self, box: Box, height: int, width: int) -> Tensor:
         rows = torch.arange(box.y, box.y + box.height, device=self.phi.device)[None]
         columns = torch.arange(box.x, box.x + box.width, device=self.phi.device)[None]
         return query_grid(self.phi, rows, columns, height, width)
 
-    def _call(self, box: Box, height: int, width: int, statistics: Statistics | None) -> Tensor:
+    def _call(self, box: Box, height: int, width: int, statistics: Statistics | LocalStatistics | None) -> Tensor:
         return self.renderer(self._query(box, height, width), statistics)
-
-
-class Merged:
-    """Mean and variance (B, G), float64, of all pixels added so far. Source: Chan et al. 1979."""
-
-    def __init__(self) -> None:
-        self.count = 0
-        self.mean = torch.zeros(())
-        self.var = torch.zeros(())
-
-    def add(self, x: Tensor, *, groups: int) -> None:
-        """x (B, D, h, w): another piece of the same map."""
-        grouped = x.float().unflatten(1, (groups, -1)).flatten(2)  # (B, G, D/G h w)
-        var, mean = (value.double() for value in torch.var_mean(grouped, dim=2, correction=0))
-        share = grouped.shape[2] / (self.count + grouped.shape[2])
-        step = mean - self.mean
-        self.var = self.var + (var - self.var) * share + step.square() * (share * (1 - share))
-        self.mean = self.mean + step * share
-        self.count += grouped.shape[2]
-
-
-def checked_box(height: int, width: int, box: Box | tuple[int, int, int, int] | None) -> Box:
-    """The box, or the whole render for None. Raises ValueError when it is empty or leaves the render."""
-    if height < 1 or width < 1:
-        raise ValueError(f"height={height}, width={width}: a render has at least 1 pixel a side")
-    if isinstance(box, Box):
-        box = (box.y, box.x, box.y + box.height, box.x + box.width)
-    y0, x0, y1, x1 = box or (0, 0, height, width)
-    if not (0 <= y0 < y1 <= height and 0 <= x0 < x1 <= width):
-        raise ValueError(f"box y0={y0}, x0={x0}, y1={y1}, x1={x1}: must lie inside the render of {height} x {width}")
-    return Box(y0, x0, y1 - y0, x1 - x0)

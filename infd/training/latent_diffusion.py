@@ -1,13 +1,12 @@
 """Stage two: the update of the denoiser on latents. Source: INFD supplement J.2 and published code.
 
-Shapes: B batch, Z channels of z, l its side; S tokens and K channels of a caption. Everything random is a function of
+Shapes: B batch, Z channels of z, l its side. Everything random is a function of
 (seed, sample), so a resumed run and any number of workers draw the same.
 """
 
 import contextlib
 import copy
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from typing import cast
 
 import torch
@@ -15,26 +14,12 @@ from torch import Tensor, nn
 
 from infd import checkpoint
 from infd.config import DiffusionTrainingConfig
+from infd.data.latents import LatentBatch
 from infd.diffusion import objectives
 from infd.models.denoiser import Denoiser
 from infd.training import optimizers
 from infd.training.noise import sample_noise, sample_uniform
 from infd.training.world import World, bare
-
-
-@dataclass(frozen=True)
-class LatentBatch:
-    """One step's samples, in the order of their slots."""
-
-    step: int
-    g: Tensor
-    """(B,) int64: global sample numbers."""
-    moments: Tensor
-    """(B, Z, l, l) float32: z before quantization; of a Gaussian latent (B, 2 Z, l, l), means and log-variances."""
-    labels: Tensor | None = None
-    """(B,) int64, where the denoiser has classes."""
-    context: Tensor | None = None
-    """(B, S, K) float32, where it reads captions."""
 
 
 class DiffusionStage:

@@ -6,13 +6,12 @@ Everything random is a function of (seed, step, sample), so a resumed run needs 
 
 import time
 from collections.abc import Callable, Iterator
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from infd.config import LoopConfig
-from infd.data.loader import Batch
 from infd.errors import Interrupted
 from infd.training import interruption
 from infd.training.world import World
@@ -21,9 +20,9 @@ Metrics = dict[str, float]
 
 
 class Stage(Protocol):
-    """What is trained. `step` updates in place; its metrics stay on the device."""
+    """What is trained. `step` updates in place; its metrics stay on the device. Each stage has batches of its own kind."""
 
-    def step(self, batch: Batch, step: int) -> dict[str, Tensor]: ...
+    def step(self, batch: Any, step: int) -> dict[str, Tensor]: ...
 
     def validate(self) -> Metrics: ...
 
@@ -31,7 +30,7 @@ class Stage(Protocol):
 class Batches(Protocol):
     """What the loop reads: a loader that begins at the run's step."""
 
-    def __iter__(self) -> Iterator[Batch]: ...
+    def __iter__(self) -> Iterator[Any]: ...
 
     def stats(self) -> dict[str, float]: ...
 

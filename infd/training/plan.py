@@ -9,16 +9,20 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from infd.config import AutoencoderTrainingConfig
+from infd.config import AutoencoderTrainingConfig, DiffusionTrainingConfig, LoaderConfig, LoopConfig
+from infd.data.latents import latent_crop
 from infd.data.order import Order
 from infd.data.snapshot import Manifest
 from infd.losses.perceptual import Lpips
 from infd.models.autoencoder import Autoencoder, AutoencoderOutput
+from infd.models.denoiser import Denoiser
 from infd.models.discriminator import PatchDiscriminator
 from infd.training.autoencoder import frozen
 
 MIB, GIB = 1 << 20, 1 << 30
 TFLOP = 1e12
+CAPTION_TOKENS = 77
+"""Of a caption's embedding, where a plan has none to look at: CLIP's."""
 
 
 @dataclass(frozen=True)
@@ -63,6 +67,15 @@ def activation_bytes(config: AutoencoderTrainingConfig, *, workers: int) -> int:
 
     Counted on tensors without memory, each storage once: no guess, but for a compiled or a GPU's own kernels.
     """
+    batch = max(config.loop.batch // workers // config.loop.accumulate, 1)
+    with FakeTensorMode(), torch.device("cpu"):
+        autoencoder = frozen(Autoencoder(config.model), config.freeze)
+        return kept_bytes(autoencoder, lambda: forward(autoencoder, config, batch),
+                          bfloat16=config.loop.precision == "bfloat16")
+
+
+def kept_bytes(network: nn.Module, run: Callable[[], object], *, bfloat16: bool) -> int:
+    """Bytes of what autograd keeps of `run`, each storage once, without the network's weights."""
     kept: dict[int, int] = {}
 
     def count(tensor: Tensor) -> Tensor:
@@ -70,14 +83,11 @@ def activation_bytes(config: AutoencoderTrainingConfig, *, workers: int) -> int:
         kept[storage._cdata] = storage.nbytes()
         return tensor
 
-    batch = max(config.loop.batch // workers // config.loop.accumulate, 1)
-    with FakeTensorMode(), torch.device("cpu"):
-        autoencoder = frozen(Autoencoder(config.model), config.freeze)
-        weights = {parameter.untyped_storage()._cdata for parameter in autoencoder.parameters()}
-        with (torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor),
-              torch.autocast("cpu", torch.bfloat16, enabled=config.loop.precision == "bfloat16")):
-            output = forward(autoencoder, config, batch)
-        del output
+    weights = {parameter.untyped_storage()._cdata for parameter in network.parameters()}
+    with (torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor),
+          torch.autocast("cpu", torch.bfloat16, enabled=bfloat16)):
+        output = run()
+    del output
     return sum(size for key, size in kept.items() if key not in weights)
 
 
@@ -119,33 +129,77 @@ def flops_of(run: Callable[[], object]) -> int:
     return counter.get_total_flops()
 
 
+def plan_denoiser(config: DiffusionTrainingConfig, *, side: int, workers: int) -> Plan:
+    """The same for stage two on latents of side l. The autoencoder takes no part in its steps."""
+    with torch.device("meta"):
+        count = sum(parameter.numel() for parameter in Denoiser(config.model).parameters())
+    batch = max(config.loop.batch // workers // config.loop.accumulate, 1)
+    bfloat16 = config.loop.precision == "bfloat16"
+    with FakeTensorMode(), torch.device("cpu"):
+        denoiser = Denoiser(config.model)
+        kept = kept_bytes(denoiser, lambda: denoise(denoiser, side, batch), bfloat16=bfloat16)
+    return Plan({"denoiser": count}, weights_bytes=count * (8 if config.optimizer.ema_decay else 4),
+                optimizer_bytes=count * 3 * 4, activation_bytes=kept)
+
+
+def denoise(denoiser: Denoiser, side: int, batch: int) -> Tensor:
+    """One pass of a denoiser over inputs of the sides that training has."""
+    model = denoiser.config
+    labels = torch.zeros(batch, dtype=torch.int64) if model.condition == "class" else None
+    context = torch.empty(batch, CAPTION_TOKENS, model.context_dim) if model.condition == "text" else None
+    return denoiser(torch.empty(batch, model.z_dim, side, side), torch.zeros(batch), labels, context)
+
+
+def denoiser_flops(config: DiffusionTrainingConfig, *, side: int) -> dict[str, int]:
+    """As `model_flops`: the denoiser once forward and backward."""
+    with FakeTensorMode(), torch.device("cpu"):
+        denoiser = Denoiser(config.model)
+        return {"denoiser": flops_of(lambda: denoise(denoiser, side, 1).sum().backward())}
+
+
 def describe(config: AutoencoderTrainingConfig, *, workers: int, manifest: Manifest | None = None) -> str:
-    """The plan as a few lines of text; of a dataset's manifest also epochs and bytes to read."""
-    plan = plan_autoencoder(config, workers=workers)
-    flops, steps, batch = model_flops(config), config.loop.steps, config.loop.batch
-    work = sum(flops.values()) / TFLOP
+    """The plan of stage one as a few lines of text; of a dataset's manifest also epochs and bytes to read."""
+    lines = told(plan_autoencoder(config, workers=workers), model_flops(config), config.loop, workers=workers)
+    if manifest is not None:
+        order = Order(manifest, config.crop, batch=config.loop.batch, seed=config.loop.seed)
+        lines += reading(order, manifest, config.loop, config.loader, workers=workers)
+    return "\n".join(lines)
+
+
+def describe_diffusion(config: DiffusionTrainingConfig, *, workers: int, side: int, manifest: Manifest | None = None) -> str:
+    """The same of stage two; the manifest is that of the latents."""
+    plan, flops = plan_denoiser(config, side=side, workers=workers), denoiser_flops(config, side=side)
+    lines = [f"latents of side {side}", *told(plan, flops, config.loop, workers=workers)]
+    if manifest is not None:
+        order = Order(manifest, latent_crop(flip=config.flip), batch=config.loop.batch, seed=config.loop.seed)
+        lines += reading(order, manifest, config.loop, config.loader, workers=workers)
+    return "\n".join(lines)
+
+
+def told(plan: Plan, flops: dict[str, int], loop: LoopConfig, *, workers: int) -> list[str]:
+    """Parameters, memory and work, a line each."""
+    steps, batch, work = loop.steps, loop.batch, sum(flops.values()) / TFLOP
     lines = [f"{name:<14}{count:>12,} parameters" for name, count in plan.parameters.items()]
     lines += [
         f"{'in all':<14}{sum(plan.parameters.values()):>12,} parameters",
         "",
-        f"memory a worker ({config.loop.batch // workers} of {config.loop.batch} samples a step, {config.loop.precision}):",
+        f"memory a worker ({batch // workers} of {batch} samples a step, {loop.precision}):",
         f"  weights {plan.weights_bytes / MIB:,.0f} MiB + gradients and Adam {plan.optimizer_bytes / MIB:,.0f} MiB"
         f" + the generator's activations {plan.activation_bytes / MIB:,.0f} MiB = {plan.total_bytes / MIB:,.0f} MiB",
         f"work: {work:.3g} TFLOP a sample (" + ", ".join(f"{name} {count / TFLOP:.3g}" for name, count in flops.items()) + ")",
         f"{steps:,} steps x {batch} = {steps * batch:,} samples = {steps * batch * work:,.0f} TFLOP: "
         f"{steps * batch * work / 100 / 3600:,.1f} hours at 100 TFLOP/s over all workers",
     ]
-    return "\n".join(lines + (reading(config, workers=workers, manifest=manifest) if manifest else []))
+    return lines
 
 
-def reading(config: AutoencoderTrainingConfig, *, workers: int, manifest: Manifest) -> list[str]:
-    """Lines on epochs and on bytes fetched. Raises as `Order` does where the dataset does not fit the crops."""
-    order = Order(manifest, config.crop, batch=config.loop.batch, seed=config.loop.seed)
+def reading(order: Order, manifest: Manifest, loop: LoopConfig, loader: LoaderConfig, *, workers: int) -> list[str]:
+    """Lines on epochs and on bytes fetched."""
     photos, size = len(order.photo_rows), sum(shard.bytes for shard in manifest.shards)
-    epochs = config.loop.steps / order.epoch_steps
-    once = config.loader.cache_bytes >= size
+    epochs = loop.steps / order.epoch_steps
+    once = loader.cache_bytes >= size
     fetched = min(epochs, workers) * size if once else epochs * size
     return [f"data: {photos:,} of {len(manifest.split):,} photos train, an epoch is {order.epoch_steps:,} steps: "
             f"{epochs:,.1f} epochs",
             f"  shards of {size / GIB:,.1f} GiB; to fetch from a store: {fetched / GIB:,.1f} GiB in all, because a worker's "
-            f"cache of {config.loader.cache_bytes / GIB:,.1f} GiB " + ("holds them" if once else "does not hold them")]
+            f"cache of {loader.cache_bytes / GIB:,.1f} GiB " + ("holds them" if once else "does not hold them")]

@@ -23,7 +23,8 @@ from infd.errors import StorageError
 from infd.presets import tiny
 from infd.training import run as run_module
 from infd.training.loop import Metrics
-from infd.training.run import open_run, run_autoencoder
+from infd.training.autoencoder_run import run_autoencoder
+from infd.training.run import open_run
 from infd.training.world import World
 
 ROOT = Path(__file__).resolve().parents[2]

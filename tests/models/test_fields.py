@@ -10,7 +10,8 @@ from refs import geometry, golden, points
 from torch import nn
 
 from infd.models import fields
-from infd.models.fields import Box, Field
+from infd.models.boxes import Box
+from infd.models.fields import Field
 from infd.models.renderers.clif import CLIF
 
 
@@ -19,7 +20,7 @@ def small_field(*, batch: int = 1, rows: int = 7, columns: int = 6) -> Field:
     renderer = CLIF(phi_dim=5, dim=8, blocks=2, groups=4).requires_grad_(False)
     for parameter in renderer.parameters():
         nn.init.normal_(parameter, 0, 0.3)
-    return Field(torch.randn(batch, 5, rows, columns), renderer)
+    return Field(torch.randn(batch, 5, rows, columns), renderer, patch_px=12)
 
 
 FIELD = small_field(batch=2)
@@ -110,16 +111,6 @@ def test_law_whole_is_the_same_in_one_call_and_in_tiles(case):
     torch.testing.assert_close(FIELD.render(height, width, tile_px=tile_px), untiled, rtol=0, atol=1e-4)
 
 
-@settings(max_examples=25)
-@given(strategies.renders())
-def test_law_a_box_is_the_crop_of_the_full_render(case):
-    height, width, tile_px, box = case
-    y0, x0, y1, x1 = box
-    full = FIELD.render(height, width, tile_px=64)
-    found = FIELD.render(height, width, tile_px=tile_px, box=box)
-    torch.testing.assert_close(found, full[..., y0:y1, x0:x1], rtol=0, atol=1e-4)
-
-
 @settings(max_examples=10)
 @given(strategies.renders())
 def test_law_a_box_of_published_tiles_is_the_crop_of_the_full_render(case):
@@ -164,18 +155,6 @@ def test_law_pieces_cover_a_render_once_and_stay_small():
         assert rgb.shape == (2, 3, box.height, box.width) and max(box.height, box.width) <= 16
         box.of(covered, Box(0, 0, 50, 37)).add_(1)
     assert covered.eq(1).all()
-
-
-@pytest.mark.parametrize("count", [1, 3])
-def test_law_merged_statistics_are_those_of_all_pixels(count):
-    torch.manual_seed(0)
-    pieces = [100 + 1e-2 * torch.randn(2, 8, 5, 3 + k) for k in range(count)]
-    merged = fields.Merged()
-    for piece in pieces:
-        merged.add(piece, groups=4)
-    whole = torch.cat([piece.double().reshape(2, 4, 2, -1) for piece in pieces], dim=3).flatten(2)
-    torch.testing.assert_close(merged.mean, whole.mean(2), rtol=1e-7, atol=0)
-    torch.testing.assert_close(merged.var, whole.var(2, correction=0), rtol=1e-3, atol=0)
 
 
 def test_error_a_box_that_leaves_the_render():

@@ -20,8 +20,9 @@ from infd.generation.load import load_autoencoder
 from infd.presets import tiny
 from infd.training import interruption
 from infd.training.alarms import Alarm
+from infd.training.autoencoder_run import required_weights, run_autoencoder
 from infd.training.loop import Metrics
-from infd.training.run import check_batch, default_run, open_run, required_weights, run_autoencoder
+from infd.training.run import check_batch, default_run, open_run
 from infd.training.world import World
 
 STEPS = 12
@@ -157,7 +158,7 @@ def test_error_a_loss_that_is_not_finite_stops_and_keeps_the_batch(dataset, tmp_
 
 def test_error_batch_and_weights_are_checked_first(tmp_path, monkeypatch):
     with pytest.raises(ConfigError, match="loop.batch=4: must be divisible by the number of workers, 3"):
-        check_batch(config(), 3)
+        check_batch(config().loop, 3)
     monkeypatch.setenv("INFD_WEIGHTS", str(tmp_path))
     with pytest.raises(WeightsError, match=r"jobs/weights.py get lpips-alex"):
         required_weights(tiny())

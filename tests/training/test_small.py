@@ -21,7 +21,7 @@ STEPS = 20
 def test_small_trains_twenty_steps_without_a_gpu(tmp_path, monkeypatch, caplog):
     """One sample a step in float32, not compiled; LPIPS is as large as the real one, but of random weights."""
     caplog.set_level("INFO")
-    monkeypatch.setattr("infd.training.run.required_weights", lambda config: Lpips.untrained(config.loss.lpips_net))
+    monkeypatch.setattr("infd.training.autoencoder_run.required_weights", lambda config: Lpips.untrained(config.loss.lpips_net))
     monkeypatch.setattr("pipelines.train.required_weights", lambda config: None)
     monkeypatch.setattr("infd.training.run.used_weights", lambda config: {})
     dataset, run = str(tmp_path / "ds"), str(tmp_path / "run")

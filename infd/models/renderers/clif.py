@@ -25,6 +25,28 @@ class Statistics(NamedTuple):
     mean: Tensor
     var: Tensor
 
+    def at(self, norm: int) -> tuple[Tensor, Tensor]:
+        """Of one norm, each (B, G, 1, 1)."""
+        return self.mean[norm, :, :, None, None], self.var[norm, :, :, None, None]
+
+
+class LocalStatistics(NamedTuple):
+    """Statistics that differ from pixel to pixel of a call: those of a grid of i x j places, blended."""
+
+    mean: Tensor
+    """(N, B, G, i, j)"""
+    var: Tensor
+    """(N, B, G, i, j)"""
+    rows: Tensor
+    """(h, i): how much each row of places counts in each row of pixels."""
+    columns: Tensor
+    """(w, j)"""
+
+    def at(self, norm: int) -> tuple[Tensor, Tensor]:
+        """Of one norm, each (B, G, h, w)."""
+        mean, var = (self.rows @ value[norm] @ self.columns.T for value in (self.mean, self.var))
+        return mean, var
+
 
 class ResBlock(nn.Module):
     """norm, act, conv, norm, act, conv, plus the input; the parts are run by CLIF."""
@@ -70,16 +92,16 @@ class CLIF(nn.Module):
         """The convolution at whose weight the adaptive GAN weight compares gradients."""
         return self.conv_out
 
-    def forward(self, query: Tensor, statistics: Statistics | None = None) -> Tensor:
+    def forward(self, query: Tensor, statistics: Statistics | LocalStatistics | None = None) -> Tensor:
         return self.conv_out(self.features(query, statistics))
 
-    def features(self, query: Tensor, statistics: Statistics | None = None) -> Tensor:
+    def features(self, query: Tensor, statistics: Statistics | LocalStatistics | None = None) -> Tensor:
         """The input of the last convolution, (B, D, h, w). `statistics`: of all norms; None: each over this call."""
         last = self.num_norms - 1
         h = self.hidden(query, norm=last, statistics=statistics)
         return F.silu(normalize(h, self.norm_out, statistics, last))
 
-    def hidden(self, query: Tensor, *, norm: int, statistics: Statistics | None = None) -> Tensor:
+    def hidden(self, query: Tensor, *, norm: int, statistics: Statistics | LocalStatistics | None = None) -> Tensor:
         """The input of norm number `norm` (0 … N-1, in running order), (B, D, h, w).
 
         It depends on `norm` + 1 convolutions, so on as many pixels each way, and on the statistics of earlier norms.
@@ -96,13 +118,31 @@ class CLIF(nn.Module):
             h = h + block.conv2(F.silu(normalize(inner, block.norm2, statistics, second)))
         return h
 
+    def own_statistics(self, query: Tensor) -> Statistics:
+        """What the norms take when `query` is rendered in a call of its own, as `forward(query)` does."""
+        found, h = [], self.conv_in(query)
+        for block in self.blocks:
+            assert isinstance(block, ResBlock)
+            found.append(moments(h, block.norm1))
+            inner = block.conv1(F.silu(block.norm1(h)))
+            found.append(moments(inner, block.norm2))
+            h = h + block.conv2(F.silu(block.norm2(inner)))
+        found.append(moments(h, self.norm_out))
+        return Statistics(*(torch.stack(values) for values in zip(*found, strict=True)))
 
-def normalize(x: Tensor, norm: nn.GroupNorm, statistics: Statistics | None, index: int) -> Tensor:
-    """`norm` over x (B, D, h, w), or with row `index` of the given statistics in the place of x's own."""
+
+def normalize(x: Tensor, norm: nn.GroupNorm, statistics: Statistics | LocalStatistics | None, index: int) -> Tensor:
+    """`norm` over x (B, D, h, w), or with those of norm `index` of the given statistics in the place of x's own."""
     if statistics is None:
         return norm(x)
-    per_group = x.shape[1] // norm.num_groups
-    mean, var = (value[index].repeat_interleave(per_group, dim=-1) for value in statistics)  # (B, D)
-    scale = norm.weight * torch.rsqrt(var + norm.eps)
-    shift = norm.bias - mean * scale
-    return x.float() * scale[:, :, None, None] + shift[:, :, None, None]
+    groups = norm.num_groups
+    weight, bias = (value.view(groups, -1, 1, 1) for value in (norm.weight, norm.bias))   # (G, D/G, 1, 1)
+    mean, var = (value[:, :, None] for value in statistics.at(index))                     # (B, G, 1, 1 or h, 1 or w)
+    scale = weight * torch.rsqrt(var + norm.eps)
+    return torch.addcmul(bias - mean * scale, x.float().unflatten(1, (groups, -1)), scale).flatten(1, 2)
+
+
+def moments(x: Tensor, norm: nn.GroupNorm) -> tuple[Tensor, Tensor]:
+    """Mean and variance (B, G) float32 of x (B, D, h, w), as `norm` takes them."""
+    var, mean = torch.var_mean(x.float().unflatten(1, (norm.num_groups, -1)).flatten(2), dim=2, correction=0)
+    return mean, var

@@ -1,0 +1,56 @@
+"""Stage two on the real stack: latents by Ray Data's actors, a submitted job of two workers, a model that generates."""
+
+import io
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from infd import checkpoint
+from infd.config import IngestConfig, LatentConfig, flat
+from infd.data.latents import open_latents
+from infd.data.snapshot import write_dataset
+from infd.errors import DatasetError
+from infd.generation.model import load_model
+from infd.models.autoencoder import Autoencoder
+from infd.presets import tiny
+from infra import submit
+from pipelines.encode_latents import encode_latents
+
+
+def photo(seed: int) -> bytes:
+    coarse = Image.fromarray(np.random.default_rng(seed).integers(0, 256, (6, 6, 3), dtype=np.uint8))
+    buffer = io.BytesIO()
+    coarse.resize((320, 280), Image.Resampling.BICUBIC).save(buffer, "JPEG", quality=95)
+    return buffer.getvalue()
+
+
+@pytest.mark.slow
+def test_job_latents_and_denoiser_of_a_bucket(stack, bucket, tmp_path):
+    dataset, autoencoder, run = f"{bucket}/dataset-ldm", f"{bucket}/autoencoder", f"{bucket}/run-ldm"
+    write_dataset([(f"photo-{seed}.jpg", photo(seed)) for seed in range(8)], dataset,
+                  IngestConfig(val_fraction=0.3, shard_bytes=60_000))
+    torch.manual_seed(0)
+    config = tiny()
+    weights = {f"autoencoder.{name}": value for name, value in Autoencoder(config.model).state_dict().items()}
+    checkpoint.save(autoencoder, model=weights, train_state={}, meta={
+        "stage": "autoencoder", "step": 1, "config": flat(config), "metrics": {}, "weights": {}})
+
+    assert submit.submit_or_follow(["python", "jobs/encode_latents.py", "--dataset", dataset, "--checkpoint", autoencoder,
+                                    "--workers", "2"]) == 0
+    made = encode_latents(dataset, autoencoder, config=LatentConfig())      # all there already
+    latents = open_latents(made)
+    assert len(latents) == 8 and len(latents.manifest.shards) > 1
+    here = encode_latents(dataset, autoencoder, config=LatentConfig(), out=str(tmp_path / "here"), ray=False)
+    assert [s.sha256 for s in open_latents(here).manifest.shards] == [s.sha256 for s in latents.manifest.shards]
+    with pytest.raises(DatasetError, match="latents of two are never mixed"):
+        encode_latents(dataset, autoencoder, config=LatentConfig(dtype="float16"), out=made)
+
+    assert submit.submit_or_follow([
+        "python", "jobs/train_ldm.py", "tiny", "--latents", made, "--run", run, "--workers", "2", "--loop.steps", "8",
+        "--loop.log-every", "2", "--loop.checkpoint-every", "4", "--loop.validate-every", "4", "--loop.preview-every", "8",
+        "--loop.preview-photos", "1", "--preview-steps", "2"]) == 0
+    found = checkpoint.load(f"{run}/checkpoints/last")
+    assert found.step == 8 and found.meta["latents"]["sha256"] == latents.sha256 and found.meta["mlflow_run_id"]
+    assert load_model(found.uri).sample(seed=1, steps=2).render(20, 30).shape == (1, 3, 20, 30)
