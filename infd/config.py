@@ -246,6 +246,9 @@ class OptimizerConfig:
     ema_decay: float = 0.0
     """Decay a step of a moving average of the autoencoder, which validation, previews and readers of checkpoints use; 0:
     none, as published."""
+    posthoc: bool = False
+    """Stage two: keep snapshots of two more averages beside each checkpoint, of which jobs/average.py makes one of any
+    length after the run."""
 
     def __post_init__(self) -> None:
         require(self.lr > 0, "optimizer.lr", self.lr, "must be above 0")

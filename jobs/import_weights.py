@@ -29,7 +29,7 @@ class ImportWeights:
     licence: str = ""
     """Licence of the weights; it goes into the checkpoint, and on into those trained from it."""
     autoencoder_only: bool = False
-    """infd: take only the autoencoder of a file that also holds a latent diffusion model."""
+    """infd: take only the autoencoder of a file that also holds a denoiser, as one of stage one."""
     renderer_dim: int = 256
     """ldm-vq, sd-vae: hidden channels of the fresh renderer."""
     renderer_blocks: int = 2

@@ -67,18 +67,18 @@ def read(uri: str) -> dict[str, Any]:
     return content
 
 
-def autoencoder(content: Mapping[str, Any], *, autoencoder_only: bool = False, source: str = "file") -> Imported:
-    """Stage one of a published checkpoint (see `read`).
+def has_denoiser(content: Mapping[str, Any]) -> bool:
+    """Whether a published checkpoint (see `read`) is one of stage two."""
+    return any(name.startswith(STAGE_TWO) for name in content["model"]["sd"])
 
-    Raises CheckpointError: where the file also holds a latent diffusion model and `autoencoder_only` is not set, where
-    the networks are of another kind, and where tensors are missing, left over or of another shape.
+
+def autoencoder(content: Mapping[str, Any], *, source: str = "file") -> Imported:
+    """Stage one of a published checkpoint (see `read`), of either stage.
+
+    Raises CheckpointError where the networks are of another kind, and where tensors are missing, left over or of another
+    shape.
     """
     state, args = content["model"]["sd"], content["model"]["args"]
-    second = [name for name in state if name.startswith(STAGE_TWO)]
-    if second and not autoencoder_only:
-        raise CheckpointError(
-            f"{source}: {len(second)} tensors of a latent diffusion model (z_dm…); an autoencoder alone was expected; "
-            "add --autoencoder-only to import the autoencoder and leave the rest")
     try:
         config, discriminator = infer_config(state, args), infer_discriminator(state)
         training = published_training(config, discriminator, args)

@@ -91,6 +91,9 @@ class AutoencoderWork:
     def model_beside(self) -> dict[str, Tensor]:
         return {}
 
+    def saved(self, step: int) -> None:
+        """Nothing belongs beside it."""
+
     def facts(self) -> dict[str, Any]:
         return {"weights": used_weights(self.run.config)}
 

@@ -21,7 +21,7 @@ from infd.generation.model import Model
 from infd.generation.reconstruct import PANEL, Panel, sheet, to_image
 from infd.models.autoencoder import Autoencoder
 from infd.models.fields import Box
-from infd.training import interruption
+from infd.training import interruption, posthoc
 from infd.training.alarms import Alarm
 from infd.training.latent_diffusion import DiffusionStage
 from infd.training.loop import Metrics
@@ -135,6 +135,11 @@ class DiffusionWork:
     def model_beside(self) -> dict[str, Tensor]:
         """The autoencoder: a stage-two checkpoint generates by itself."""
         return {f"autoencoder.{name}": value for name, value in self.autoencoder.state_dict().items()}
+
+    def saved(self, step: int) -> None:
+        """A snapshot of the post-hoc averages, where they are kept."""
+        if self.stage.posthoc is not None:
+            posthoc.write_snapshot(self.run.uri, step, self.stage.posthoc)
 
     def facts(self) -> dict[str, Any]:
         info, autoencoder = self.latents.info, self.autoencoder

@@ -19,6 +19,7 @@ from infd.diffusion import objectives
 from infd.models.denoiser import Denoiser
 from infd.training import optimizers
 from infd.training.noise import sample_noise, sample_uniform
+from infd.training.posthoc import Averages
 from infd.training.world import World, bare
 
 
@@ -34,6 +35,7 @@ class DiffusionStage:
         if start is not None:
             checkpoint.put_into("the starting checkpoint's denoiser", denoiser, start)
         self.average = copy.deepcopy(denoiser).requires_grad_(False) if config.optimizer.ema_decay else None
+        self.posthoc = Averages(denoiser) if config.optimizer.posthoc else None
         self.net = world.distribute(denoiser)
         self.adam = optimizers.adam(self.net, config.optimizer)
         self.objective = objectives.objective(config.diffusion)
@@ -67,6 +69,8 @@ class DiffusionStage:
         norm = optimizers.update(self.adam, self.config.optimizer, step)
         if self.average is not None:
             optimizers.average_into(self.average.parameters(), self.denoiser.parameters(), self.config.optimizer.ema_decay)
+        if self.posthoc is not None:
+            self.posthoc.update(step)
         return {"train/loss": torch.stack(losses).mean(), "train/grad_norm": norm}
 
     def losses(self, net: nn.Module, batch: LatentBatch, *, conditioned: bool) -> Tensor:
@@ -119,8 +123,9 @@ class DiffusionStage:
                 for key, value in module.state_dict().items()}
 
     def train_state(self) -> dict[str, Tensor]:
-        """AdamW's moments and counts by parameter."""
-        return optimizers.moments("denoiser", self.net, self.adam)
+        """AdamW's moments and counts by parameter; the post-hoc averages."""
+        averages = self.posthoc.state() if self.posthoc is not None else {}
+        return optimizers.moments("denoiser", self.net, self.adam) | averages
 
     def load_state(self, model: dict[str, Tensor], train_state: dict[str, Tensor]) -> None:
         """Take over a checkpoint; raises CheckpointError where names or shapes do not fit."""
@@ -129,6 +134,8 @@ class DiffusionStage:
                 part = {key.removeprefix(f"{name}."): value for key, value in model.items() if key.startswith(f"{name}.")}
                 checkpoint.put_into(f"checkpoint's {name}", module, part)
         optimizers.load_moments("denoiser", self.net, self.adam, train_state)
+        if self.posthoc is not None:
+            self.posthoc.load(train_state)
 
     def _parts(self, batch: LatentBatch) -> list[LatentBatch]:
         """The batch in micro-batches of equal size."""

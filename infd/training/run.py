@@ -126,6 +126,10 @@ class Work(Protocol):
         """Tensors of other networks that a checkpoint holds too, so that it is of use alone."""
         ...
 
+    def saved(self, step: int) -> None:
+        """The checkpoint of `step` is whole: write what belongs beside it."""
+        ...
+
     def facts(self) -> dict[str, Any]:
         """Of a checkpoint's meta.json: `weights`, the networks of others that it learned from, and more."""
         ...
@@ -301,6 +305,7 @@ class RunHooks:
         model, state = stage.model_state() | self.work.model_beside(), stage.train_state()
         meta = self._meta(step, metrics)
         persistent(lambda: checkpoint.save(uri, model=model, train_state=state, meta=meta), what=what)
+        persistent(lambda: self.work.saved(step), what=what)
         validates = step % self.run.config.loop.validate_every == 0 or step == self.run.config.loop.steps
         loss = metrics.get("val/loss", -inf) if validates else inf  # without photos to validate on each is the best
         if loss < self.best or loss == -inf:

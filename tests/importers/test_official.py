@@ -9,8 +9,9 @@ import torch
 from refs import golden
 
 from infd import checkpoint
-from infd.config import AutoencoderConfig, AutoencoderTrainingConfig, DiscriminatorConfig, unflat
+from infd.config import AutoencoderConfig, AutoencoderTrainingConfig, DiffusionConfig, DiscriminatorConfig, unflat
 from infd.errors import CheckpointError
+from infd.generation.model import load_model
 from infd.importers import official
 from infd.models.autoencoder import Autoencoder
 from infd.models.discriminator import PatchDiscriminator
@@ -45,7 +46,7 @@ def test_law_the_full_size_file_maps_tensor_by_tensor():
     state = full_size()
     assert len(state) == 1014
     args = {"encoder": {}, "decoder": {}, "renderer": {}, "quantizer": True, "loss_cfg": {"gan_g_loss": 0.75}}
-    found = official.autoencoder({"model": {"sd": state, "args": args}}, autoencoder_only=True)
+    found = official.autoencoder({"model": {"sd": state, "args": args}})
     assert found.config == AutoencoderConfig() and found.discriminator == DiscriminatorConfig()
     assert len(found.model) == 90 + 1 + 110 + 22 + 22 and len(found.dropped) == 33 + 2 * 368
     with torch.device("meta"):
@@ -63,7 +64,7 @@ def test_law_names_map_one_to_one():
 
 
 def test_golden_small_file_gives_its_config_and_values(content):
-    found = official.autoencoder(content, autoencoder_only=True)
+    found = official.autoencoder(content)
     assert found.config == AutoencoderConfig(
         widths=(8, 16, 32), codebook_size=64, renderer_dim=16, norm_groups=4)
     assert found.discriminator == DiscriminatorConfig(base_dim=4)
@@ -75,13 +76,27 @@ def test_golden_small_file_gives_its_config_and_values(content):
     torch.testing.assert_close(found.model[finest], state["decoder.1.up.0.block.0.conv1.weight"], rtol=0, atol=0)
 
 
-def test_law_a_stage_one_file_needs_no_flag(stage_one):
-    assert official.autoencoder(stage_one).config.widths == (8, 16, 32)
+def test_law_files_of_both_stages_have_the_same_autoencoder(stage_one):
+    content = official.read(golden.CHECKPOINT)
+    one, two = official.autoencoder(stage_one), official.autoencoder(content)
+    assert one.config == two.config and one.config.widths == (8, 16, 32)
+    assert not official.has_denoiser(stage_one) and official.has_denoiser(content)
+    assert all(torch.equal(value, two.model[name]) for name, value in one.model.items())
 
 
-def test_error_a_stage_two_file_without_the_flag(content):
-    with pytest.raises(CheckpointError, match="x.pth: 736 tensors of a latent diffusion model .*--autoencoder-only"):
-        official.autoencoder(content, source="x.pth")
+def test_golden_job_writes_a_stage_two_checkpoint_that_samples_as_published(tmp_path, monkeypatch):
+    """Loaded as any of ours, with the published noises in the place of a seed's."""
+    from jobs import import_weights
+
+    out, wanted = str(tmp_path / "ckpt"), golden.tensors("stage_two")
+    assert import_weights.main([golden.CHECKPOINT, "--from", "infd", "--out", out]) == 0
+    model = load_model(out)
+    assert model.side == wanted["ddim.x_T"].shape[-1] and model.diffusion == DiffusionConfig()
+    drawn = iter(wanted["ddim.eta1.noise"])
+    monkeypatch.setattr("diffusers.schedulers.scheduling_ddim.randn_tensor", lambda *_, **__: next(drawn)[None])
+    monkeypatch.setattr("infd.diffusion.samplers.torch.randn", lambda *_, **__: wanted["ddim.x_T"][0])
+    z = model.latents([0], steps=200)
+    assert golden.relative_error(z, wanted["ddim.eta1.sample"]) <= 1e-4
 
 
 def test_error_names_tensors_missing_and_left_over(stage_one):
@@ -159,8 +174,6 @@ def test_job_writes_a_checkpoint_that_renders_as_published(tmp_path, capsys):
     from jobs import import_weights
 
     out = str(tmp_path / "ckpt")
-    assert import_weights.main([golden.CHECKPOINT, "--from", "infd", "--out", out]) == 1
-    assert "--autoencoder-only" in capsys.readouterr().err and not (tmp_path / "ckpt").exists()
     assert import_weights.main([golden.CHECKPOINT, "--from", "infd", "--out", out, "--autoencoder-only"]) == 0
     assert capsys.readouterr().out.strip() == out
     found = checkpoint.load(out)

@@ -23,7 +23,7 @@ from infd.errors import CheckpointError, ConfigError, DatasetError, InfdError
 from infd.generation.model import Model, load_model
 from infd.models.autoencoder import Autoencoder
 from infd.presets import ldm_tiny, tiny
-from infd.training import encode
+from infd.training import encode, posthoc
 from infd.training.diffusion_run import fitted, run_diffusion
 from infd.training.loop import Metrics
 from infd.training.run import Run, open_run
@@ -269,6 +269,23 @@ def test_error_a_loss_that_is_not_finite_names_the_photographs(latents, tmp_path
     kept = next((tmp_path / "run" / "failures").iterdir())
     with np.load(kept) as content:
         assert content["moments"].shape == (4, 8, 32, 32) and len(content["image_ids"]) == 4
+
+
+def test_law_a_run_with_posthoc_averages_is_cut_and_makes_one_of_any_length(latents, tmp_path):
+    """Its snapshots are those of an undisturbed run, and a checkpoint of another length generates."""
+    changes = {"optimizer": dataclasses.replace(config().optimizer, posthoc=True)}
+    whole, parted = begin(tmp_path / "whole", latents, **changes), begin(tmp_path / "parted", latents, **changes)
+    run_diffusion(whole, world=World(), observer=Recorder())
+    with pytest.raises(Cut):
+        run_diffusion(parted, world=World(), observer=Recorder(cut_at=3))
+    run_diffusion(parted, world=World(), observer=Recorder())
+    assert posthoc.snapshots(whole.uri) == posthoc.snapshots(parted.uri) == [2, 4, 6]
+    one, other = (posthoc.averaged(run.uri, sigma=0.2, step=6) for run in (whole, parted))
+    assert all(torch.equal(value, other[name]) for name, value in one.items())
+    model = load_model(posthoc.write_averaged(whole.uri, str(tmp_path / "out"), sigma=0.2))
+    assert torch.equal(model.denoiser.state_dict()["net.conv_in.weight"], one["net.conv_in.weight"])
+    with pytest.raises(CheckpointError, match="a checkpoint is there already"):
+        posthoc.write_averaged(whole.uri, str(tmp_path / "out"), sigma=0.1)
 
 
 def test_run_json_names_stage_and_latents(trained, latents):
