@@ -6,34 +6,33 @@ neither Ray nor a network: data is random, or read from a dataset; LPIPS has ran
 
     python -m benchmarks.train_step --preset ffhq_1024 --batches 8 16 32 64 --profile step.txt
     python -m benchmarks.train_step --dataset DATASET          # batches of a dataset, through the loader
+    python -m benchmarks.train_step --stage two                # the denoiser: diffusion_step.py
 """
 
 import argparse
 import contextlib
 import gc
 import itertools
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
 
+from benchmarks import diffusion_step
+from benchmarks.measuring import WARM_UP, Figures, peak, settle, steps_per_second
 from benchmarks.published_loop import Published
 from infd.config import AutoencoderTrainingConfig
 from infd.data.loader import Batch, Loader
 from infd.data.order import Order
 from infd.data.snapshot import open_dataset
 from infd.losses.perceptual import Lpips
-from infd.presets import AUTOENCODER
+from infd.presets import AUTOENCODER, DIFFUSION
 from infd.training.autoencoder import AutoencoderStage
 from infd.training.plan import model_flops
 from infd.training.world import World
 
 Batches = Callable[[AutoencoderTrainingConfig], Iterator[Batch]]
-WARM_UP, LEAST_STEPS, LEAST_S = 5, 10, 10.0
-PEAKS = {"H200": 989e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12, "RTX 4090": 165e12}
-"""Dense bfloat16 operations a second that the makers state; of a CPU it is measured in float32."""
 MIB = 1 << 20
 
 
@@ -68,12 +67,6 @@ ON_CPU = [Way(name="ours, channels last", reuse_fake=True, channels_last=True),
           Way(name="ours, compiled", reuse_fake=True, compiled=True)]
 
 
-@dataclass(frozen=True)
-class Figures:
-    images_s: float
-    memory_bytes: int
-
-
 def configured(base: AutoencoderTrainingConfig, way: Way, batch: int) -> AutoencoderTrainingConfig:
     loop = replace(base.loop, batch=batch, precision=way.precision, compiled=way.compiled, channels_last=way.channels_last)
     return replace(base, loop=loop, loss=replace(base.loss, gan_from_step=1, fresh_fake=not way.reuse_fake))
@@ -90,25 +83,10 @@ def random_batches(config: AutoencoderTrainingConfig) -> Iterator[Batch]:
 
 
 def figures(base: AutoencoderTrainingConfig, way: Way, batch: int, device: torch.device, batches: Batches) -> Figures:
-    """Steps until both LEAST_STEPS and LEAST_S are over, after a warm-up."""
     config = configured(base, way, batch)
     update = made(config, way, device)
     feed = batches(config)
-    for step in range(1, WARM_UP + 1):
-        update(next(feed), step)
-    settle(device)
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats()
-    steps, begun = 0, time.perf_counter()
-    while steps < LEAST_STEPS or time.perf_counter() - begun < LEAST_S:
-        update(next(feed), WARM_UP + 1 + steps)
-        steps += 1
-        if steps % LEAST_STEPS == 0:
-            settle(device)
-    settle(device)
-    took = time.perf_counter() - begun
-    used = torch.cuda.max_memory_allocated() if device.type == "cuda" else 0
-    return Figures(steps * batch / took, used)
+    return steps_per_second(update, feed, batch, device)
 
 
 def made(config: AutoencoderTrainingConfig, way: Way, device: torch.device) -> Callable[[Batch, int], object]:
@@ -116,29 +94,6 @@ def made(config: AutoencoderTrainingConfig, way: Way, device: torch.device) -> C
     lpips = Lpips.untrained(config.loss.lpips_net) if config.loss.lpips > 0 else None
     stage = AutoencoderStage(config, world=World(device=device), lpips=lpips, validation=[])
     return Published(stage=stage, reuse_fake=way.reuse_fake).iteration if way.published else stage.step
-
-
-def settle(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-
-
-def peak(device: torch.device) -> tuple[float, str]:
-    """Operations a second of the device: stated by its maker, else of a float32 matrix product measured here."""
-    if device.type == "cuda":
-        name = torch.cuda.get_device_name()
-        for part, stated in PEAKS.items():
-            if part in name:
-                return stated, f"{stated / 1e12:.0f} TFLOP/s of dense bfloat16, as its maker states"
-    side = 2048
-    a, b = torch.randn(side, side, device=device), torch.randn(side, side, device=device)
-    best = 0.0
-    for _ in range(5):
-        begun = time.perf_counter()
-        a @ b
-        settle(device)
-        best = max(best, 2 * side ** 3 / (time.perf_counter() - begun))
-    return best, f"{best / 1e12:.2f} TFLOP/s, the best of five float32 matrix products of {side}²"
 
 
 def table(base: AutoencoderTrainingConfig, ways: list[tuple[Way, int]], device: torch.device, batches: Batches) -> None:
@@ -188,12 +143,16 @@ def main(argv: list[str] | None = None) -> None:
     """Without arguments: `tiny` on a CPU, `ffhq_1024` on a GPU."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.train_step")
     gpu = torch.cuda.is_available()
+    parser.add_argument("--stage", choices=["one", "two"], default="one", help="two: the denoiser on latents")
     parser.add_argument("--preset", choices=AUTOENCODER, default="ffhq_1024" if gpu else "tiny")
     parser.add_argument("--batches", type=int, nargs="*", default=[16, 32, 64] if gpu else [], help="more batches for ours")
     parser.add_argument("--dataset", default="", help="read batches from it; its loader then counts")
     parser.add_argument("--profile", default="", help="write the operations of ours, by time, to this file")
     args = parser.parse_args(argv or [])
     base, device = AUTOENCODER[args.preset](), torch.device("cuda" if gpu else "cpu")
+    if args.stage == "two":
+        print(f"Stage two, preset {args.preset}, random data.\n")
+        return diffusion_step.table(DIFFUSION[args.preset](), base, args.batches, device)
     best = ON_GPU[-2] if gpu else PLAIN[-1]
     ways = [(way, base.loop.batch) for way in (*PLAIN, *(ON_GPU if gpu else ON_CPU))]
     ways += [(best, batch) for batch in args.batches]

@@ -1,7 +1,8 @@
 """The demo: real photographs through every real part, from a bucket to renders of any size, on one small machine.
 
 Each part does only what is not done yet, so a demo that was stopped goes on where it was:
-photographs → bucket → ingest → `ray job submit` of the training job with two workers → renders → one HTML page.
+photographs → bucket → ingest → `ray job submit` of the training job with two workers → renders; then latents → the
+denoiser's training job → generated images; all on one HTML page.
 """
 
 import json
@@ -26,9 +27,10 @@ from infd.generation.reconstruct import compare, subject, view_of
 from infd.presets import AUTOENCODER
 from infd.training.run import default_run
 from infd.weights import check as check_weights
-from pipelines import demo_photos
+from pipelines import demo_photos, demo_samples
 from pipelines.demo_clean import Made
 from pipelines.demo_report import Curve, DemoRecord, Provenance, ShownPhoto, write_report
+from pipelines.demo_samples import Drawn
 
 logger = logging.getLogger(__name__)
 
@@ -40,6 +42,7 @@ SHOWN_HELD_OUT, SHOWN_SEEN = 4, 2
 SHOWN_NATIVE_PX = 1024
 CURVES = ("train/loss", "train/l1", "train/lpips", "val/loss", "train/psnr", "val/psnr", "train/logits_real",
           "train/logits_fake", "speed/images_per_s")
+MORE_CURVES = ("train/loss", "val/loss")
 
 Submit = Callable[[list[str]], int]
 """Submits an entrypoint to the Ray cluster, follows its log, and returns its exit code."""
@@ -86,10 +89,12 @@ def run_demo(*, images: str, folder: Path, submit: Submit, started_s: float, ste
     if code:
         raise TrainingError(f"the training job ended with {code}; its log is above and on the Ray dashboard; "
                             "mend the cause and run make demo again: it goes on from the last checkpoint")
+    drawn = demo_samples.draw(opened, run, submit=submit, clock=clock, steps=steps)
     with clock("render and report"):
         record = DemoRecord(
-            run=run, dataset=opened, photos=list(shown(opened, run, made.photos, sources)),
-            provenance=provenance(sources), seconds=clock.seconds, curves=curves(run), places=places(run, opened),
+            run=run, dataset=opened, drawn=drawn, photos=list(shown(opened, run, made.photos, sources)),
+            provenance=provenance(sources), seconds=clock.seconds, curves=curves(run, CURVES),
+            more_curves=curves(drawn.run, MORE_CURVES), places=places(run, drawn, opened),
             notice=notice.strip(), rejected=opened.manifest.info["counts"]["rejected"],
             wait_fraction=checkpoint.load(f"{run}/checkpoints/last").meta["metrics"].get("speed/data_wait_fraction"))
         report = folder / "report.html"
@@ -185,7 +190,7 @@ def provenance(sources: list[Source]) -> list[Provenance]:
     return [Provenance(source.key, source.author, source.license, source.package) for source in sources]
 
 
-def curves(run: str) -> list[Curve]:
+def curves(run: str, names: tuple[str, ...]) -> list[Curve]:
     """The run's metrics as MLflow holds them; a step that was logged twice counts once."""
     record = storage.join(run, "mlflow.json")
     if not os.environ.get("MLFLOW_TRACKING_URI") or not storage.exists(record):
@@ -194,16 +199,17 @@ def curves(run: str) -> list[Curve]:
 
     client, run_id = MlflowClient(), json.loads(storage.read_bytes(record))["run_id"]
     made = []
-    for name in CURVES:
+    for name in names:
         rows = {metric.step: metric.value for metric in client.get_metric_history(run_id, name)}
         made.append(Curve(name, sorted(rows), [rows[step] for step in sorted(rows)]))
     return made
 
 
-def places(run: str, dataset: Dataset) -> list[tuple[str, str, bool]]:
+def places(run: str, drawn: Drawn, dataset: Dataset) -> list[tuple[str, str, bool]]:
     """(what, address, whether it is a link) of all that the demo left behind."""
     found = [("dataset", dataset.snapshot_uri, False), ("run", run, False),
-             ("checkpoint", f"{run}/checkpoints/last", False)]
+             ("checkpoint", f"{run}/checkpoints/last", False), ("latents", drawn.latents, False),
+             ("the denoiser's run", drawn.run, False)]
     for name, variable in (("MLflow", "MLFLOW_TRACKING_URI"), ("Ray dashboard", "RAY_API_SERVER_ADDRESS")):
         if address := os.environ.get(variable):
             found.append((name, address, True))

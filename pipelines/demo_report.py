@@ -15,10 +15,11 @@ from jinja2 import Environment, FileSystemLoader, select_autoescape
 from PIL import Image
 
 from infd import checkpoint
-from infd.config import AutoencoderTrainingConfig, unflat
+from infd.config import AutoencoderTrainingConfig, DiffusionTrainingConfig, unflat
 from infd.data.snapshot import Dataset
 from infd.generation.reconstruct import PANEL, ZOOM, Panel
-from infd.training.plan import plan_autoencoder
+from infd.training.plan import plan_autoencoder, plan_denoiser
+from pipelines.demo_samples import ZOOMS, Drawn
 from pipelines.progress import duration
 
 STORED_PX = 1024
@@ -60,9 +61,11 @@ class DemoRecord:
     run: str
     dataset: Dataset
     photos: list[ShownPhoto]
+    drawn: Drawn
     provenance: list[Provenance]
     seconds: dict[str, float]
     curves: list[Curve]
+    more_curves: list[Curve]
     places: list[tuple[str, str, bool]]
     rejected: dict[str, int]
     notice: str = ""
@@ -78,8 +81,12 @@ def write_report(record: DemoRecord, path: Path) -> Path:
     pixels = int((record.dataset.manifest.short_side.astype(np.int64) * record.dataset.manifest.long_side).sum())
     values = {
         "photos": [{"name": photo.name, "kind": "never seen in training" if photo.held_out else "seen in training",
-                    "panels": [{"label": panel.label, "src": embed(panel.image)} for panel in photo.panels]}
+                    "panels": shown(photo.panels)}
                    for photo in record.photos],
+        "grid": shown(record.drawn.grid),
+        "drawn": [{"title": title, "panels": shown(panels)} for title, panels in record.drawn.rows],
+        "denoiser": denoiser_line(record), "largest_px": PANEL * ZOOMS[-1],
+        "more_plots": [{"alt": name, "src": plot} for name, plot in plots(record.more_curves, "The denoiser's loss")],
         "columns": max(len(photo.panels) for photo in record.photos),
         "lowres_px": config.crop.lowres_px, "stored_px": STORED_PX, "zoom_px": PANEL * ZOOM,
         "when": time.strftime("%Y-%m-%d %H:%M"), "machine": machine_line(), "notice": record.notice,
@@ -101,6 +108,19 @@ def write_report(record: DemoRecord, path: Path) -> Path:
     partial.write_text(environment.get_template("demo.html.j2").render(values), encoding="utf-8")
     os.replace(partial, path)
     return path
+
+
+def shown(panels: Sequence[Panel]) -> list[dict[str, str]]:
+    return [{"label": panel.label, "src": embed(panel.image)} for panel in panels]
+
+
+def denoiser_line(record: DemoRecord) -> str:
+    """What drew the images, in a sentence."""
+    meta = checkpoint.load(f"{record.drawn.run}/checkpoints/last").meta
+    config = unflat(DiffusionTrainingConfig, meta["config"])
+    count = plan_denoiser(config, side=32, workers=1).parameters["denoiser"]
+    return (f"A denoiser of {count / 1e6:.2f} M parameters trained for {meta['step']:,} steps "
+            f"({duration(record.seconds.get('train the denoiser', 0.0))}) on the latents of the photographs.")
 
 
 def embed(image: Image.Image) -> str:
@@ -146,9 +166,9 @@ def dataset_line(record: DemoRecord) -> str:
             f"rejected: {rejected}.")
 
 
-def plots(curves: Sequence[Curve]) -> list[tuple[str, str]]:
+def plots(curves: Sequence[Curve], first: str = "Loss") -> list[tuple[str, str]]:
     """A plot for each group of curves that share an axis."""
-    groups = [("Loss", "loss", ("train/loss", "train/l1", "train/lpips", "val/loss")),
+    groups = [(first, "loss", ("train/loss", "train/l1", "train/lpips", "val/loss")),
               ("PSNR of patches", "dB", ("train/psnr", "val/psnr")),
               ("Discriminator: mean logits", "logit", ("train/logits_real", "train/logits_fake")),
               ("Speed", "images/s", ("speed/images_per_s",))]

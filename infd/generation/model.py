@@ -20,9 +20,9 @@ from infd.diffusion.samplers import Sampler
 from infd.errors import ConfigError
 from infd.generation.load import config_of, denoiser_config
 from infd.generation.registry import resolve
+from infd.generation.render import Picture
 from infd.models.autoencoder import Autoencoder
 from infd.models.denoiser import Denoiser
-from infd.models.fields import Field
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,7 +47,7 @@ class Model:
     def device(self) -> torch.device:
         return next(self.denoiser.parameters()).device
 
-    def sample(self, seed: int, **how: Any) -> Field:
+    def sample(self, seed: int, **how: Any) -> Picture:
         """The field of one seed; `how` as `latents` takes it."""
         return self.field(self.latents([seed], **how))
 
@@ -69,10 +69,10 @@ class Model:
         return samplers.sample(self.denoiser, self.diffusion, seeds=seeds, side=self.side, steps=steps, sampler=sampler,
                                eta=eta, guidance=guidance, labels=labels, context=told, **more)
 
-    def field(self, z: Tensor) -> Field:
+    def field(self, z: Tensor) -> Picture:
         """The field of latents."""
         with torch.no_grad():
-            return self.autoencoder.field(z)
+            return Picture.of(self.autoencoder.field(z))
 
     def _labels(self, groups: Sequence[str]) -> Tensor:
         classes = self.groups if self.denoiser.config.condition == "class" else ()

@@ -28,10 +28,15 @@ def to_tensor(image: Image.Image) -> Tensor:
     return pixels.permute(2, 0, 1)[None].float() / 127.5 - 1
 
 
-def to_image(rgb: Tensor) -> Image.Image:
-    """(1, 3, H, W) or (3, H, W) in [-1, 1] -> RGB image; values outside are clamped."""
+def to_pixels(rgb: Tensor) -> np.ndarray:
+    """(1, 3, H, W) or (3, H, W) in [-1, 1] -> uint8 (H, W, 3), rounded; values outside are clamped."""
     pixels = ((rgb.reshape(3, *rgb.shape[-2:]).float().clamp(-1, 1) + 1) * 127.5).round().byte()
-    return Image.fromarray(pixels.permute(1, 2, 0).cpu().numpy())
+    return pixels.permute(1, 2, 0).cpu().numpy()
+
+
+def to_image(rgb: Tensor) -> Image.Image:
+    """(1, 3, H, W) or (3, H, W) in [-1, 1] -> RGB image; see `to_pixels`."""
+    return Image.fromarray(to_pixels(rgb))
 
 
 def center_view(image: Image.Image) -> Image.Image:

@@ -9,7 +9,7 @@ Shapes: B batch, C channels of phi, F (rows and columns) grid of phi, H W whole 
 
 from collections.abc import Callable, Iterator
 from functools import partial
-from typing import Literal
+from typing import Literal, Self
 
 import torch
 from torch import Tensor
@@ -90,7 +90,7 @@ class Field:
     def __len__(self) -> int:
         return len(self.phi)
 
-    def __getitem__(self, index: int) -> "Field":
+    def __getitem__(self, index: int) -> Self:
         return type(self)(self.phi[index][None], self.renderer, patch_px=self.patch_px)
 
     @torch.no_grad()

@@ -18,8 +18,8 @@ from torch import Tensor
 from infd.models.boxes import Box, tiles
 from infd.models.renderers.clif import CLIF, LocalStatistics, Statistics
 
-KEPT_WINDOWS = 1 << 14
-"""So many windows are remembered, 21 MB at 5 norms of 32 groups: two rows of them at 2 million pixels, with P = 256."""
+KEPT_WINDOWS = 1 << 12
+"""So many windows are remembered, 5 MB at 5 norms of 32 groups: with P = 256, two rows of them over 500,000 pixels."""
 
 Query = Callable[[Box], Tensor]
 """A box of the render -> what the renderer sees there, (B, C + 4, h, w)."""
@@ -109,7 +109,8 @@ class Windows:
         self.rows, self.columns = window_starts(height, patch_px), window_starts(width, patch_px)
         self.height, self.width = min(patch_px, height), min(patch_px, width)
         self.at_once = max(1, tile_px * tile_px // (self.height * self.width))
-        self._kept: OrderedDict[tuple[int, int], Tensor] = OrderedDict()
+        self._slots: OrderedDict[tuple[int, int], int] = OrderedDict()
+        self._table = torch.empty(0)
 
     @torch.no_grad()
     def over(self, box: Box) -> LocalStatistics:
@@ -117,24 +118,35 @@ class Windows:
         low_row, rows = blend(self.rows, self.height, box.y, box.height)
         low_column, columns = blend(self.columns, self.width, box.x, box.width)
         places = list(product(range(low_row, low_row + rows.shape[1]), range(low_column, low_column + columns.shape[1])))
-        found = self._windows(places)
-        grid = torch.stack([found[place] for place in places], dim=-1)              # (2, N, B, G, i j)
-        mean, var = grid.unflatten(-1, (rows.shape[1], columns.shape[1]))
+        self._make(places)
+        found = self._table[[self._slots[place] for place in places]]               # (i j, 2, N, B, G)
+        mean, var = found.unflatten(0, (rows.shape[1], columns.shape[1])).permute(2, 3, 4, 5, 0, 1)
         return LocalStatistics(mean, var, rows.to(mean.device), columns.to(mean.device))
 
-    def _windows(self, places: Sequence[tuple[int, int]]) -> dict[tuple[int, int], Tensor]:
-        """Mean and variance (2, N, B, G) of the window at each (row, column) of the grid of windows."""
-        found = {place: self._kept[place] for place in places if place in self._kept}
-        missing = [place for place in places if place not in found]
-        for start in range(0, len(missing), self.at_once):
-            group = missing[start:start + self.at_once]
+    def _make(self, places: Sequence[tuple[int, int]]) -> None:
+        """See that the windows at those (row, column) of the grid of windows are in the table."""
+        if len(places) > len(self._table):
+            self._slots.clear()
+        for place in places:
+            if place in self._slots:
+                self._slots.move_to_end(place)
+        missing = [place for place in places if place not in self._slots]
+        while missing:
+            most = min(self.at_once, len(missing))
+            group = missing[:1 << (most.bit_length() - 1)]      # a power of 2: a library that plans for a shape sees few
+            missing = missing[len(group):]
             queries = [self.query(Box(self.rows[i], self.columns[j], self.height, self.width)) for i, j in group]
             made = torch.stack(self.renderer.own_statistics(torch.cat(queries)))     # (2, N, windows B, G)
-            made = made.unflatten(2, (len(group), -1))
-            found.update((place, made[:, :, number]) for number, place in enumerate(group))
-        for place in places:
-            self._kept[place] = found[place]
-            self._kept.move_to_end(place)
-        while len(self._kept) > KEPT_WINDOWS:
-            self._kept.popitem(last=False)
-        return found
+            made = made.unflatten(2, (len(group), -1)).movedim(2, 0)                 # (windows, 2, N, B, G)
+            if not self._slots and len(places) > len(self._table):
+                self._table = made.new_empty((max(KEPT_WINDOWS, len(places)), *made.shape[1:]))
+            for place, values in zip(group, made, strict=True):
+                self._table[self._slot(place)] = values
+
+    def _slot(self, place: tuple[int, int]) -> int:
+        """A row of the table for a window: a free one, or that of the window that was not asked for the longest. One table,
+        because thousands of small tensors that stay would keep the memory of large ones between them from being used again.
+        """
+        oldest = len(self._slots) == len(self._table)
+        self._slots[place] = slot = self._slots.popitem(last=False)[1] if oldest else len(self._slots)
+        return slot

@@ -32,6 +32,8 @@ class DiffusionStage:
         torch.backends.cudnn.allow_tf32 = config.loop.precision != "float32"
         torch.manual_seed(config.loop.seed)
         denoiser = Denoiser(config.model).to(world.device)
+        if config.loop.channels_last:
+            denoiser.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
         if start is not None:
             checkpoint.put_into("the starting checkpoint's denoiser", denoiser, start)
         self.average = copy.deepcopy(denoiser).requires_grad_(False) if config.optimizer.ema_decay else None
@@ -98,7 +100,8 @@ class DiffusionStage:
             mean, log_var = moments.chunk(2, dim=1)
             noise = sample_noise(self.config.loop.seed, batch.g.tolist(), tuple(mean.shape[1:])).to(mean.device)
             moments = mean + (0.5 * log_var.clamp(-30, 20)).exp() * noise
-        return moments / self.config.diffusion.scale
+        z = moments / self.config.diffusion.scale
+        return z.contiguous(memory_format=torch.channels_last) if self.config.loop.channels_last else z
 
     @torch.no_grad()
     def validate(self) -> dict[str, float]:

@@ -23,7 +23,7 @@ from pipelines.ingest import ingest
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIG = IngestConfig(codec="png", tile_px=64, min_side_px=48, shard_bytes=30_000)
-KILLS, REFRESH_KILLS, JOB_KILLS = 20, 3, 4
+KILLS, FEW_KILLS, REFRESH_KILLS, JOB_KILLS = 20, 4, 2, 4
 
 WITHOUT_RAY = """
 import sys
@@ -60,8 +60,9 @@ def readers_see(dataset: str | Path) -> dict[str, bytes]:
 
 
 @pytest.mark.slow
-def test_law_one_process_killed_at_random_points_ends_the_same(tmp_path):
-    """20 kills, each at a random moment between the ingest's begin and a little after its usual end."""
+@pytest.mark.parametrize("least", [FEW_KILLS, pytest.param(KILLS, marks=pytest.mark.long)])
+def test_law_one_process_killed_at_random_points_ends_the_same(tmp_path, least):
+    """Each kill at a random moment between the ingest's begin and a little after its usual end."""
     source, whole = put_photos(tmp_path / "photos", range(40)), str(tmp_path / "whole")
 
     def start(dataset: str) -> subprocess.Popen[str]:
@@ -74,7 +75,7 @@ def test_law_one_process_killed_at_random_points_ends_the_same(tmp_path):
     usual_s = time.monotonic() - began_s
     expected, chance = readers_see(whole), random.Random(9)
     kills, turn, at = 0, 0, []
-    while kills < KILLS:
+    while kills < least:
         dataset = str(tmp_path / f"turn {turn}")
         while True:
             job = start(dataset)

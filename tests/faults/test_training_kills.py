@@ -22,8 +22,8 @@ from infd.data.snapshot import write_dataset
 from infd.errors import StorageError
 from infd.presets import tiny
 from infd.training import run as run_module
-from infd.training.loop import Metrics
 from infd.training.autoencoder_run import run_autoencoder
+from infd.training.loop import Metrics
 from infd.training.run import open_run
 from infd.training.world import World
 

@@ -20,7 +20,7 @@ from infra.processes import MARKER
 from pipelines import runs
 
 LIMIT_S = 240
-FEW, MANY = 60, 200
+FEW, MANY = 40, 120
 """Steps of the job whose worker is killed, and of the one that is stopped and submitted again."""
 WORKER = "ray::RayTrainWorker"
 

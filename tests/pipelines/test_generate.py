@@ -1,0 +1,133 @@
+"""Seeds to images: the same whoever makes them, made once, resumable; details are parts of the image; bad wishes refused."""
+
+import dataclasses
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from infd import checkpoint
+from infd.config import AutoencoderConfig, DenoiserConfig, DiffusionTrainingConfig, LoopConfig, SampleConfig, flat
+from infd.errors import CheckpointError, ConfigError
+from infd.generation.model import load_model
+from infd.generation.reconstruct import to_image
+from infd.models.autoencoder import Autoencoder
+from infd.models.denoiser import Denoiser
+from jobs import generate as job
+from pipelines.generate import Size, Zoom, generate, grid
+
+QUICK = SampleConfig(steps=2)
+SMALL = AutoencoderConfig(widths=(8, 16), blocks=1, mid_attention=False, z_dim=2, quantizer="kl", renderer_dim=8, norm_groups=4)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory) -> str:
+    """A stage-two checkpoint of random networks; the zeros that a denoiser begins with would hide its part."""
+    torch.manual_seed(0)
+    config = DiffusionTrainingConfig(model=DenoiserConfig(widths=(8, 16), blocks=1, head_dim=8, norm_groups=4, z_dim=2),
+                                     loop=LoopConfig(steps=1, batch=1))
+    denoiser, autoencoder = Denoiser(config.model), Autoencoder(SMALL)
+    for parameter in denoiser.parameters():
+        torch.nn.init.normal_(parameter, std=0.2)
+    uri = str(tmp_path_factory.mktemp("model") / "checkpoint")
+    tensors = {f"{name}.{key}": value for name, part in (("denoiser", denoiser), ("autoencoder", autoencoder))
+               for key, value in part.state_dict().items()}
+    checkpoint.save(uri, model=tensors, train_state={}, meta={
+        "stage": "latent_diffusion", "step": 1, "config": flat(config), "metrics": {}, "groups": ["a"],
+        "autoencoder": {"config": flat(SMALL), "lowres_px": 32, "patch_px": 32}})
+    return uri
+
+
+def pixels(path: Path) -> np.ndarray:
+    with Image.open(path) as image:
+        return np.asarray(image.convert("RGB"), np.int16)
+
+
+def made(model: str, out: Path, *, count: int = 3, first: int = 0, sizes: tuple[str, ...] = ("48", "70x40"),
+         **more: object) -> Path:
+    generate(model, seeds=range(first, first + count), sizes=[Size.of(size) for size in sizes], out=str(out), ray=False,
+             **{"config": QUICK, **more})  # pyright: ignore
+    return out
+
+
+def test_law_a_seed_is_one_image_at_every_size_whatever_is_made_beside_it(model, tmp_path):
+    together, alone = made(model, tmp_path / "together"), made(model, tmp_path / "alone", first=1, count=1)
+    names = {path.name for path in together.glob("seed-*.png")}
+    assert names == {f"seed-{seed:08d}-{size}.png" for seed in range(3) for size in ("48x48", "70x40")}
+    for name in ("seed-00000001-48x48.png", "seed-00000001-70x40.png"):
+        assert np.abs(pixels(together / name) - pixels(alone / name)).max() <= 1
+    assert np.abs(pixels(together / "seed-00000000-48x48.png") - pixels(together / "seed-00000001-48x48.png")).max() > 8
+    assert pixels(together / "seed-00000001-70x40.png").shape == (40, 70, 3)
+    with Image.open(together / "sheet.png") as sheet:
+        assert sheet.width > 3 * 256
+
+
+def test_law_images_that_are_there_are_kept_and_the_rest_is_made(model, tmp_path):
+    out = made(model, tmp_path / "out", count=2)
+    kept = out / "seed-00000000-48x48.png"
+    before = kept.read_bytes()
+    gone = (out / "seed-00000001-70x40.png").read_bytes()
+    (out / "seed-00000001-70x40.png").unlink()
+    stamp = kept.stat().st_mtime_ns
+    made(model, out, count=3)
+    assert kept.stat().st_mtime_ns == stamp and kept.read_bytes() == before
+    assert (out / "seed-00000001-70x40.png").read_bytes() == gone and len(list(out.glob("seed-*.png"))) == 6
+
+
+def test_images_say_what_they_are(model, tmp_path):
+    out = made(model, tmp_path / "out", count=1, sizes=("48",))
+    with Image.open(out / "seed-00000000-48x48.png") as image:
+        told = json.loads(image.info["Description"])
+    assert told["seed"] == "0" and told["size"] == "48x48" and told["model_sha256"] == load_model(model).sha256
+    assert json.loads(told["config"])["steps"] == 2 and json.loads((out / "run.json").read_text())["checkpoint"] == model
+
+
+@pytest.mark.parametrize("mode", ["reference", "window", "whole"])
+def test_law_a_detail_is_a_part_of_the_image(model, tmp_path, mode):
+    """Of the image with the same statistics, which for `whole` are those of the image at the detail's own size."""
+    config = dataclasses.replace(QUICK, mode=mode)
+    detail = made(model, tmp_path / "detail", count=1, sizes=("48",), config=config, zoom=Zoom.of("0.25,0.5,0.25"))
+    part = pixels(detail / "seed-00000000-zoom-0.25-0.5-0.25-48x48.png")
+    field = load_model(model).sample(0, steps=2)
+    whole = field.render(192, 192, statistics=field.statistics(48, 48) if mode == "whole" else mode)
+    assert np.abs(part - np.asarray(to_image(whole), np.int16)[48:96, 96:144]).max() <= 1
+
+
+def test_error_a_folder_of_other_images_is_left_alone(model, tmp_path):
+    out = made(model, tmp_path / "out", count=1)
+    with pytest.raises(ConfigError, match="steps was 2 and is 3.*name another --out"):
+        made(model, out, config=SampleConfig(steps=3))
+
+
+def test_job_grid_is_one_page(model, tmp_path, capsys):
+    assert job.main([model, "--count", "9", "--grid", "--out", str(tmp_path), "--steps", "2"]) == 0
+    with Image.open(capsys.readouterr().out.strip()) as page:
+        assert page.width > 8 * 256 and page.height > 2 * 256
+    assert {path.name for path in tmp_path.iterdir()} == {"grid.png"}
+    assert grid(model, seeds=[3], out=str(tmp_path / "one"), config=QUICK).endswith("grid.png")
+
+
+@pytest.mark.parametrize(("arguments", "message"), [
+    (["--size", "3000*2000"], "size=3000.2000: expected a number of pixels, or WIDTHxHEIGHT"),
+    (["--zoom", "0.5,0.5,0.6"], "must lie inside the image"),
+    (["--zoom", "1,2"], "expected y,x,side"),
+    (["--group", "b"], r"group=b: the model has the classes \[\]"),
+    (["--sampler", "heun"], "sampler=heun: the denoiser's objective is eps; use ddpm or ddim or dpm or unipc"),
+    (["--count", "0"], "at least one seed and one size"),
+])
+def test_error_wishes_that_cannot_be(model, tmp_path, capsys, arguments, message):
+    assert job.main([model, "--out", str(tmp_path / "out"), "--no-ray", "--steps", "2", *arguments]) in (1, 2)
+    error = capsys.readouterr().err
+    assert re.search(message, error.splitlines()[-1]) and "Traceback" not in error
+
+
+@pytest.mark.parametrize(("uri", "message"), [
+    ("models:/name", "expected models:/NAME@best"), ("models:/name@best", "MLFLOW_TRACKING_URI is not set")])
+def test_error_names_that_no_registry_has(monkeypatch, uri, message):
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    with pytest.raises(CheckpointError, match=message):
+        load_model(uri)
