@@ -62,7 +62,10 @@ def bands(
     field: Field, height: int, width: int, *, statistics: Mode | Statistics | Windows = DEFAULT_MODE,
     tile_px: int = TILE_PX, progress: Progress | None = None,
 ) -> Iterator[np.ndarray]:
-    """The render of the one image of `field` in bands of at most tile_px rows: uint8 (h, W, 3), from top to bottom."""
+    """The render of the one image of `field` in bands of at most tile_px rows: uint8 (h, W, 3), from top to bottom.
+
+    A band is good until the next one is asked for, which takes its place in memory.
+    """
     if len(field) != 1:
         raise ValueError(f"a field of {len(field)} images: expected one; take field[k]")
     convolutions = field.renderer.num_norms + 1
@@ -71,14 +74,12 @@ def bands(
     if statistics == "whole" and not fits:
         counted.total += counted.total * (convolutions - 1) // 2        # 1 + 2 + … + the last norm's convolutions
         statistics = field.statistics(height, width, tile_px=tile_px, progress=counted.add)
-    band = np.empty((0, width, 3), np.uint8)
+    band = np.empty((min(tile_px, height), width, 3), np.uint8)
     for box, rgb in field.render_tiles(height, width, statistics=statistics, tile_px=tile_px):
-        if box.x == 0:
-            band = np.empty((box.height, width, 3), np.uint8)
-        band[:, box.x:box.x + box.width] = to_pixels(rgb)
+        band[:box.height, box.x:box.x + box.width] = to_pixels(rgb)
         counted.add(convolutions)
         if box.x + box.width == width:
-            yield band
+            yield band[:box.height]
 
 
 class _Counted:

@@ -59,27 +59,30 @@ def test_the_demo_reports_resumes_and_takes_away_only_its_own(stack, bucket, ima
     assert all(address.startswith("data:") for address in re.findall(r'src="([^"]*)"', page)) and page.count("<img") > 12
     assert not re.findall(r"<(?:script|link)\b", page)
     made = demo_clean.Made(**json.loads(next(folder.glob(demo_clean.RECORD)).read_text()))
-    (tracked,) = (info.uri for info in storage.list_objects(made.dataset) if info.uri.endswith("mlflow.json"))
-    training = storage.parent(tracked)
-    before = checkpoints(training)
-    assert checkpoint.pointed(training, "last") == 4
+    both = sorted(info.uri for info in storage.list_objects(made.dataset) if info.uri.endswith("mlflow.json"))
+    denoising, training = map(storage.parent, both)
+    before = checkpoints(training), checkpoints(denoising)
+    assert "/ldm-tiny-" in denoising
+    assert checkpoint.pointed(training, "last") == checkpoint.pointed(denoising, "last") == 4
+    assert page.count('alt="generated, ') == 8 + 2 * (4 + 3) and "256 px of 16384 × 16384" in page
 
     capfd.readouterr()
     run()
-    assert "finished at step 4 already; nothing to do" in capfd.readouterr().out
-    assert checkpoints(training) == before
+    assert capfd.readouterr().out.count("finished at step 4 already; nothing to do") == 2
+    assert (checkpoints(training), checkpoints(denoising)) == before
 
     from mlflow.tracking import MlflowClient
 
-    client, own = MlflowClient(), json.loads(storage.read_bytes(tracked))["run_id"]
+    client, owned = MlflowClient(), [json.loads(storage.read_bytes(uri))["run_id"] for uri in both]
+    own = owned[0]
     root = "/".join(bucket.split("/")[:3])
     assert any(own in info.uri for info in storage.list_objects(f"{root}/mlflow"))
     foreign = client.create_run(client.create_experiment(f"foreign-{own}")).info.run_id
     storage.put_atomic(f"{bucket}/datasets/demo-of-mine/shard", b"precious")
     demo_clean.clean(folder)
     assert [info.uri for info in storage.list_objects(bucket)] == [f"{bucket}/datasets/demo-of-mine/shard"]
-    assert not any(own in info.uri for info in storage.list_objects(f"{root}/mlflow"))
-    assert client.get_run(own).info.lifecycle_stage == "deleted"
+    assert not any(own in info.uri for info in storage.list_objects(f"{root}/mlflow") for own in owned)
+    assert {client.get_run(own).info.lifecycle_stage for own in owned} == {"deleted"}
     assert client.get_run(foreign).info.lifecycle_stage == "active" and not folder.exists()
     assert {root, f"MLflow experiment foreign-{own}"} <= {*demo_clean.others()}
     client.delete_run(foreign)

@@ -1,13 +1,14 @@
 """Stage two on the real stack: latents by Ray Data's actors, a submitted job of two workers, a model that generates."""
 
 import io
+import json
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from infd import checkpoint
+from infd import checkpoint, storage
 from infd.config import IngestConfig, LatentConfig, flat
 from infd.data.latents import open_latents
 from infd.data.snapshot import write_dataset
@@ -54,3 +55,11 @@ def test_job_latents_and_denoiser_of_a_bucket(stack, bucket, tmp_path):
     found = checkpoint.load(f"{run}/checkpoints/last")
     assert found.step == 8 and found.meta["latents"]["sha256"] == latents.sha256 and found.meta["mlflow_run_id"]
     assert load_model(found.uri).sample(seed=1, steps=2).render(20, 30).shape == (1, 3, 20, 30)
+
+    generated = f"{bucket}/images"
+    command = ["python", "jobs/generate.py", "models:/run-ldm@last", "--size", "40x30", "--out", generated, "--steps", "2"]
+    assert submit.submit_or_follow([*command, "--count", "2"]) == 0
+    assert submit.submit_or_follow([*command, "--count", "10", "--workers", "2"]) == 0
+    names = {info.uri.rsplit("/", 1)[-1] for info in storage.list_objects(generated)}
+    assert names == {"run.json", "sheet.png", *(f"seed-{seed:08d}-40x30.png" for seed in range(10))}
+    assert json.loads(storage.read_bytes(f"{generated}/run.json"))["checkpoint"] == found.uri

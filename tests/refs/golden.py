@@ -33,7 +33,7 @@ def tensors(name: str) -> dict[str, Tensor]:
 def networks() -> Networks:
     """Fresh networks with the weights of the small published checkpoint, in train mode."""
     content = official.read(CHECKPOINT)
-    found = official.autoencoder(content, autoencoder_only=True)
+    found = official.autoencoder(content)
     autoencoder, discriminator = Autoencoder(found.config), PatchDiscriminator(found.discriminator)
     for network, part in ((autoencoder, "autoencoder."), (discriminator, "discriminator.")):
         network.load_state_dict({
