@@ -12,7 +12,9 @@ from pipelines import logs
 
 @dataclass(frozen=True, kw_only=True)
 class Export:
-    """Write a checkpoint as a folder that diffusers loads, with the renderer and a model card; stdout: its address.
+    """Write a checkpoint of either stage as a folder that diffusers loads, with the renderer and a model card.
+
+    Of stage one: an autoencoder; of stage two: a pipeline. stdout: the folder's address.
 
     Example: python jobs/export.py s3://bucket/…/checkpoints/best --out my-autoencoder --licence cc-by-nc-4.0
     """
@@ -24,7 +26,8 @@ class Export:
     licence: str = ""
     """Licence of these weights, for the card; empty: the card says that nobody has stated it."""
     scaling_factor: float | None = None
-    """By what a diffusion model multiplies the latents; None: the starting weights' own if E was kept as it was, else 1."""
+    """Stage one: by what a diffusion model multiplies the latents; None: the starting weights' own if E was kept as it was,
+    else 1."""
     replicate_padding: bool = False
     """Export also a model of model.padding=replicate, which diffusers alone runs with zeros: the card says what to do."""
 

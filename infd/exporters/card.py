@@ -6,7 +6,7 @@ The YAML header is what model hubs read; JSON strings in it are YAML too, so not
 import hashlib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from infd.config import AutoencoderConfig
@@ -79,6 +79,8 @@ R needs the package `infd`.
 ## Files
 
 {files}
+
+A `scaling_factor` of 1 means that nobody has measured the latents' deviation.
 '''
 
 PADDING_NOTE = '''
@@ -93,29 +95,41 @@ def model_card(
 ) -> str:
     """README.md of the export of a checkpoint whose meta.json is `meta`; `files` are the others that lie beside it."""
     side, replicate = int(meta["config"]["crop.lowres_px"]), config.padding == "replicate"
+    import_padding, padding = padding_lines("model", replicate=replicate)
     use = USE.format(
         class_name=class_name, clif=", ".join(f"{name}={value}" for name, value in clif.items()), side=side,
         latent="latent_dist.mode()" if config.quantizer == "kl" else "latents", phi_dim=config.phi_dim,
-        import_padding="\nfrom infd.models.autoencoder import replicate_padding" if replicate else "",
-        padding="replicate_padding(model.encoder), replicate_padding(model.decoder)\n" if replicate else "")
+        import_padding=import_padding, padding=padding)
     return CARD.format(
         header=header(licence, fine_tuned=bool(meta.get("origin")) and bool(meta.get("step"))), side=side,
         latent_sides=f"{side // config.factor} x {side // config.factor} x {config.z_dim}", class_name=class_name,
         padding_note=PADDING_NOTE if replicate else "", use=use,
         data=data_text(meta), metrics=metrics_text(meta), licences=licence_text(meta, licence),
-        config="\n".join(f"{name} = {json.dumps(value)}" for name, value in sorted(meta["config"].items())
-                         if not name.startswith("loader.")),
-        files=files_text(meta, notes, checkpoint_sha256, files))
+        config=config_text(meta["config"]), files=files_text(meta, notes, checkpoint_sha256, files))
 
 
-def header(licence: str, *, fine_tuned: bool) -> str:
+def padding_lines(model: str, *, replicate: bool) -> tuple[str, str]:
+    """The import and the line that let the parts of `model` pad as in training; both empty where diffusers does it."""
+    if not replicate:
+        return "", ""
+    return ("\nfrom infd.models.autoencoder import replicate_padding",
+            f"replicate_padding({model}.encoder), replicate_padding({model}.decoder)\n")
+
+
+def config_text(config: Mapping[str, object]) -> str:
+    """All fields that say what the weights are, a line each."""
+    return "\n".join(f"{name} = {json.dumps(value)}" for name, value in sorted(config.items())
+                     if not name.startswith("loader."))
+
+
+def header(licence: str, *, tags: Iterable[str] = TAGS, fine_tuned: bool) -> str:
     """The YAML header: `license` is a hub's identifier where what was given looks like one, else `other` and its name."""
     if re.fullmatch(r"[a-z][a-z0-9.\-]*", licence.lower()):
         lines = [f"license: {json.dumps(licence.lower())}"]
     else:
         slug = re.sub(r"[^a-z0-9.]+", "-", (licence or NOT_STATED).lower()).strip("-")
         lines = ['license: "other"', f"license_name: {json.dumps(slug)}"]
-    tags = [*TAGS, *(["fine-tuned"] if fine_tuned else [])]
+    tags = [*tags, *(["fine-tuned"] if fine_tuned else [])]
     return "\n".join(["library_name: diffusers", *lines, "tags:", *(f"- {tag}" for tag in tags)])
 
 
@@ -138,8 +152,8 @@ def metrics_text(meta: Mapping[str, Any]) -> str:
     return table("metric", "value", {name: f"{value:.5g}" for name, value in rows.items()})
 
 
-def licence_text(meta: Mapping[str, Any], licence: str) -> str:
-    """The terms of these weights, of those they started from, and of the networks they learned from."""
+def licence_text(meta: Mapping[str, Any], licence: str, *, fresh: str = "They started from random weights.") -> str:
+    """The terms of these weights, of those they started from (none: `fresh`), and of the networks they learned from."""
     text = f"These weights: {plain(licence or NOT_STATED)}."
     if not licence:
         text += " Whoever made them has not said; ask before you use them."
@@ -148,7 +162,7 @@ def licence_text(meta: Mapping[str, Any], licence: str) -> str:
         text += ("\n\nThey started from weights made elsewhere, whose licence may bind these too:\n\n"
                  + table("starting weights", "", {name: plain(value) for name, value in sorted(origin.items())}))
     else:
-        text += "\n\nThey started from random weights."
+        text += f"\n\n{fresh}"
     used = meta.get("weights", {})
     if used:
         text += "\n\nThey were trained against the networks of others, which are not in these files:\n\n" + table(
@@ -168,8 +182,7 @@ def files_text(
             **{f"version of {name}": version for name, version in sorted(meta.get("versions", {}).items())},
             **{f"latent: {name}": value for name, value in notes.items()}}
     return (table("file", "sha256", rows) + "\n\n"
-            + table("made by", "", {name: plain(value) for name, value in made.items() if value not in (None, "")})
-            + "\n\nA `scaling_factor` of 1 means that nobody has measured the latents' deviation.")
+            + table("made by", "", {name: plain(value) for name, value in made.items() if value not in (None, "")}))
 
 
 def table(left: str, right: str, rows: Mapping[str, str]) -> str:

@@ -148,7 +148,8 @@ class DiffusionWork:
             "latents": self.run.latents, "groups": list(self.latents.manifest.group_names),
             "autoencoder": {"config": flat(autoencoder.config), "lowres_px": autoencoder.lowres_px,
                             "patch_px": autoencoder.patch_px, "checkpoint": info["checkpoint"],
-                            "sha256": info["checkpoint_sha256"], "step": made["step"]},
+                            "sha256": info["checkpoint_sha256"], "step": made["step"],
+                            "origin": made.get("origin", {})},
             "weights": made.get("weights", {})}
 
     def sheet(self) -> Image.Image:

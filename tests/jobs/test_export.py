@@ -272,7 +272,7 @@ def test_law_a_write_that_fails_leaves_nothing(tmp_path, monkeypatch, at):
 
 
 @pytest.mark.parametrize(("changes", "message"), [
-    ({"stage": "latent_diffusion"}, "it is of stage latent_diffusion; an autoencoder was expected"),
+    ({"stage": "super_resolution"}, "it is of stage super_resolution; an autoencoder was expected"),
 ])
 def test_error_a_checkpoint_of_another_stage(tmp_path, capsys, changes, message):
     uri = saved(tmp_path, quantizer="kl", changes=changes)
