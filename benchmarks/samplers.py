@@ -13,6 +13,7 @@ import time
 import numpy as np
 import torch
 
+from benchmarks.measuring import settle
 from infd.data.snapshot import open_dataset
 from infd.evaluation.features import FeatureNetwork, NetworkConfig, open_network
 from infd.evaluation.kid import KidConfig, kid
@@ -40,8 +41,10 @@ def drawn(model: Model, sampler: str, steps: int, count: int) -> tuple[np.ndarra
     """(renders of seeds 0 … count - 1, seconds that sampling one latent took)."""
     images, took = [], 0.0
     for first in range(0, count, BATCH):
+        settle(model.device)
         begun = time.perf_counter()
         z = model.latents(range(first, min(first + BATCH, count)), steps=steps, sampler=sampler)  # pyright: ignore
+        settle(model.device)
         took += time.perf_counter() - begun
         images += [to_pixels(model.field(one).render(SIDE, SIDE)) for one in z.split(1)]
     return np.stack(images), took / count

@@ -26,6 +26,11 @@ def torchvision_ready() -> None:
         import torchvision  # noqa: F401
 
 
+def plain_float32() -> None:
+    """Convolutions of NVIDIA GPUs in plain float32 from now on, in this process; torch's own choice is TensorFloat-32."""
+    torch.backends.cudnn.allow_tf32 = False
+
+
 @functools.cache
 def declare_operators() -> torch.library.Library:
     """The operators that torchvision gives shapes to at import; the library lives as long as the process."""

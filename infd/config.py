@@ -333,6 +333,7 @@ class AutoencoderTrainingConfig:
     """Parts of the autoencoder that keep the weights they start from: encoder (with quant_conv and quantizer), decoder."""
 
     def __post_init__(self) -> None:
+        require(not self.optimizer.posthoc, "optimizer.posthoc", self.optimizer.posthoc, "is of stage two alone")
         for part in self.freeze:
             require(part in ("encoder", "decoder"), "freeze", part, "expected encoder or decoder")
         side, factor = self.crop.lowres_px, self.model.factor
@@ -524,6 +525,8 @@ class SampleConfig:
     """Above 1: away from the unconditional prediction; needs a model with classes or captions."""
     group: str = ""
     """The class to draw from, of a model with classes."""
+    context: str = ""
+    """The embedding (S, K) of a caption, a .npy file, for a model with captions."""
     mode: Literal["whole", "window", "reference", "tile"] = "whole"
     """Where the renderer's norms take their statistics: docs/generation.md. tile is the published way, with seams."""
     weights: Literal["average", "last"] = "average"

@@ -118,14 +118,14 @@ def ldm_tiny() -> DiffusionTrainingConfig:
         model=DenoiserConfig(z_dim=4, widths=(32, 64, 96), blocks=1, head_dim=32, norm_groups=8),
         diffusion=DiffusionConfig(objective="v", scale=0, min_snr_gamma=5.0),
         optimizer=OptimizerConfig(lr=1e-3, betas=(0.9, 0.99), weight_decay=0.01, ema_decay=0.995, warmup_steps=50,
-                                  decay_from_step=800, decay_to_step=1600, clip_norm=1.0),
-        loop=LoopConfig(steps=1600, batch=8, log_every=50, checkpoint_every=400, keep_every=1600, validate_every=400,
-                        validate_samples=32, preview_every=800, preview_photos=4, preview_px=512),
+                                  decay_from_step=600, decay_to_step=1200, clip_norm=1.0),
+        loop=LoopConfig(steps=1200, batch=8, log_every=50, checkpoint_every=300, keep_every=1200, validate_every=300,
+                        validate_samples=32, preview_every=600, preview_photos=4, preview_px=512),
         flip=True, preview_steps=25)
 
 
 def ldm_small() -> DiffusionTrainingConfig:
-    """One GPU, an hour: 100 M parameters for the latents of `small` (4 x 64 x 64), v prediction."""
+    """One GPU, an hour: 90 M parameters for the latents of `small` (4 x 64 x 64), v prediction."""
     return DiffusionTrainingConfig(
         model=DenoiserConfig(z_dim=4, widths=(128, 256, 384, 512), blocks=2),
         diffusion=DiffusionConfig(objective="v", scale=0, min_snr_gamma=5.0),

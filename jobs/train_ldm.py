@@ -28,7 +28,7 @@ class TrainDiffusion:
     dry_run: bool = False
     """Print the config, parameters, memory and work; with --latents also epochs and bytes to read. Trains nothing."""
     side: int = 64
-    """--dry-run without --latents: the side of z."""
+    """--dry-run without --latents: the side of z; those of the autoencoder `tiny` have 32."""
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -31,20 +31,20 @@ class View:
     """Where the renderer's norms take their statistics; both give tiles without seams."""
     port: int = 0
     """0: a free one."""
-    device: str = "cpu"
-    """torch device, as cpu or cuda."""
+    device: Literal["auto", "cpu", "gpu"] = "auto"
+    """auto: the GPU, where there is one."""
 
 
 def main(argv: list[str] | None = None) -> int:
     args = tyro.cli(View, args=argv, description=__doc__)
     logs.to_stderr()
     try:
-        from pipelines.generate import Size
+        from pipelines.generate import Size, cuda_or_cpu
         from pipelines.reconstruct import stem
         from pipelines.view import DeepZoom, Site, open_field, serving
 
         size = Size.of(args.size)
-        field = open_field(args.checkpoint, image=args.image, seed=args.seed, steps=args.steps, device=args.device)
+        field = open_field(args.checkpoint, image=args.image, seed=args.seed, steps=args.steps, device=cuda_or_cpu(args.device))
         title = stem(args.image) if args.image else f"seed {args.seed}"
         site = Site(DeepZoom(field, size.width, size.height, statistics=args.statistics), title=title)
         with serving(site, port=args.port) as (server, address):

@@ -25,11 +25,11 @@ QUIET = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_TRAIN_V2_ENABLED": "1"}
 
 
 @contextmanager
-def connect(env: dict[str, str] | None = None, num_cpus: int | None = None) -> Iterator[None]:
+def connect(env: dict[str, str] | None = None, num_cpus: int | None = None, *, log_to_driver: bool = True) -> Iterator[None]:
     """Be connected to a cluster inside the block; what was started here is ended, what was there is left alone.
 
     `env`: variables for the workers (default: `passed_on`); Ray passes on none by itself. `num_cpus` counts for a
-    local cluster only. Raises StackError where RAY_ADDRESS does not answer.
+    local cluster only. `log_to_driver`: show here what workers write. Raises StackError where RAY_ADDRESS does not answer.
     """
     wanted = env if env is not None else passed_on()
     address = os.environ.get("RAY_ADDRESS", "")
@@ -46,10 +46,11 @@ def connect(env: dict[str, str] | None = None, num_cpus: int | None = None) -> I
             ray_constants.ENABLE_RAY_CLUSTER = False  # read from the variable, but when ray is imported
         try:
             if address:
-                ray.init(address=address, runtime_env={"env_vars": _not_in_job(wanted)}, logging_level=logging.WARNING)
+                ray.init(address=address, runtime_env={"env_vars": _not_in_job(wanted)}, logging_level=logging.WARNING,
+                         log_to_driver=log_to_driver)
             else:
                 ray.init(address="local", num_cpus=num_cpus, include_dashboard=False, logging_level=logging.WARNING,
-                         object_store_memory=OBJECT_STORE_BYTES)
+                         object_store_memory=OBJECT_STORE_BYTES, log_to_driver=log_to_driver)
         except (ConnectionError, RuntimeError) as error:
             raise StackError(f"ray: no cluster at {address or 'this machine'} ({str(error).splitlines()[0]}); start "
                              "one, or unset RAY_ADDRESS to use a local one") from error
@@ -81,6 +82,26 @@ def require_cpus(cpus: float) -> None:
     found = cpus_now()
     if found < cpus and not autoscales():
         raise StackError(f"ray: the cluster has {found:g} CPUs; a task needs {cpus:g}; add workers to the cluster")
+
+
+def actors(*, device: str, workers: int, tasks: int) -> tuple[int, bool]:
+    """(how many actors for `tasks` units, whether each takes a GPU). `workers` 0: one a GPU, or one a core.
+
+    Raises StackError where they could never run, for which Ray would wait without end, and where a cluster that grows does
+    not tell by what it has now.
+    """
+    import ray
+
+    if device == "auto" and autoscales():
+        raise StackError("device=auto: this cluster grows on demand, so what it has now does not tell; say --device gpu "
+                         "(or cpu)")
+    gpus = int(ray.cluster_resources().get("GPU", 0))
+    on_gpu = device == "gpu" or (device == "auto" and gpus > 0)
+    if on_gpu and not gpus and not autoscales():
+        raise StackError("device=gpu: the cluster has no GPU; add workers with GPUs, or say --device cpu")
+    if not on_gpu:
+        require_cpus(1)
+    return min(workers or (gpus if on_gpu else int(cpus_now())) or 1, tasks), on_gpu
 
 
 def _token() -> dict[str, str]:

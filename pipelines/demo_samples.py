@@ -23,7 +23,7 @@ SHOWN_SEEDS = (1, 4)
 """Those of which larger renders are shown."""
 STEPS = 50
 SQUARES, WIDE = (256, 512, 1024), (1024, 640)
-ZOOMS = (4, 16, 64)
+ZOOMS = (2, 4, 8)
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,6 @@
 """The photographs of a snapshot through a trained encoder, on Ray: an actor a GPU or a core, a shard of photos at a time."""
 
+import functools
 import logging
 import time
 from typing import Any, cast
@@ -41,7 +42,7 @@ def encode_latents(
         left = [index for index, entry in enumerate(shards) if unit_done(uri, entry) is None]
         logger.info("latents %s: %d of %d shards of %s to encode with %s", uri, len(left), len(shards), pins.snapshot,
                     pins.checkpoint)
-        settings = {"uri": uri, "snapshot": pins.snapshot, "config": flat(config), "conditions": conditions}
+        settings = {"uri": uri, "snapshot": pins.snapshot, "config": flat(config), "conditions": table.uri if table else ""}
         photos = run_on_ray(settings, left, workers, device) if ray else run_here(settings, left, device)
         encode.finish(uri, pins)
         logger.info("latents %s: %s; %d photos encoded in %.0f s", uri, told(uri), photos, time.monotonic() - began)
@@ -65,15 +66,20 @@ class Unit:
     """What an actor does: it loads the autoencoder once."""
 
     def __init__(self, settings: dict[str, Any], device: str) -> None:
-        logs.to_stderr()
-        if device == "cpu":
-            torch.set_num_threads(1)
+        self.settings, self.device = settings, device
+
+    @functools.cached_property
+    def encoder(self) -> encode.Encoder:
+        settings = self.settings
         table = Conditions(settings["conditions"]) if settings["conditions"] else None
-        self.encoder = encode.Encoder.open(settings["uri"], settings["snapshot"], unflat(LatentConfig, settings["config"]),
-                                           device=device, conditions=table)
+        return encode.Encoder.open(settings["uri"], settings["snapshot"], unflat(LatentConfig, settings["config"]),
+                                   device=self.device, conditions=table)
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
-        """One shard; an InfdError is a row, because Ray keeps only the text of an error."""
+        """One shard, on one thread of a CPU; an InfdError is a row, because Ray keeps only the text of an error."""
+        logs.to_stderr()
+        if self.device == "cpu":
+            torch.set_num_threads(1)
         try:
             return {"rows": self.encoder.unit(int(row["shard"]))["rows"], "kind": "", "error": ""}
         except InfdError as error:
@@ -96,11 +102,7 @@ def run_on_ray(settings: dict[str, Any], shards: list[int], workers: int, device
         from ray.data import ActorPoolStrategy
 
         quiet()
-        resources = ray.cluster_resources()
-        gpus = int(resources.get("GPU", 0))
-        on_gpu = device == "gpu" or (device == "auto" and gpus > 0)
-        cluster.require_cpus(1)
-        size = min(workers or (gpus if on_gpu else int(cluster.cpus_now())) or 1, len(shards))
+        size, on_gpu = cluster.actors(device=device, workers=workers, tasks=len(shards))
         rows = ray.data.from_items([{"shard": index} for index in shards], override_num_blocks=len(shards)).map(
             cast(Any, Unit), fn_constructor_args=(settings, "cuda" if on_gpu else "cpu"), num_gpus=1 if on_gpu else 0,
             num_cpus=0 if on_gpu else 1, compute=ActorPoolStrategy(size=size))

@@ -2,26 +2,31 @@
 
     OUT/run.json                      what was asked, written first; the same settings again go on
     OUT/seed-00000007-3000x2000.png   one a seed and size; its metadata name seed, model, sampler and sizes
-    OUT/sheet.png                     the first images, small, on one page
+    OUT/small/seed-….png              the same, at most 256 px a side, written first
+    OUT/sheet.png                     the first of these, on one page
 """
 
+import functools
 import io
 import json
 import logging
+import time
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple, cast
 
+import numpy as np
 import torch
 from PIL import Image
 
 from infd import checkpoint, errors, storage
+from infd.compat import plain_float32
 from infd.config import SampleConfig, flat, require, unflat
 from infd.errors import ConfigError, InfdError, PreconditionFailed
-from infd.generation import outputs, writers
 from infd.generation.model import Model, load_model
-from infd.generation.reconstruct import PANEL, Panel, sheet, to_image, to_pixels
+from infd.generation.reconstruct import PANEL, Panel, sheet, to_image
 from infd.generation.registry import resolve
-from infd.generation.render import Picture
+from infd.generation.render import Picture, Progress
 from infd.models.boxes import Box
 from pipelines import cluster, logs
 from pipelines.ingest import quiet
@@ -30,7 +35,9 @@ logger = logging.getLogger(__name__)
 
 SHEET_IMAGES, SHEET_COLUMNS = 64, 8
 UNIT_SEEDS = 8
-"""Seeds that are sampled together: a unit of work."""
+"""Seeds that are sampled together, at most: a unit of work."""
+EVERY_S = 15.0
+"""Between two lines of a long render."""
 
 
 class Size(NamedTuple):
@@ -49,6 +56,11 @@ class Size(NamedTuple):
 
     def __str__(self) -> str:
         return f"{self.width}x{self.height}"
+
+    def within(self, side: int) -> "Size":
+        """The same shape with the longer side at most `side`."""
+        share = min(1.0, side / max(self))
+        return Size(max(1, round(self.width * share)), max(1, round(self.height * share)))
 
 
 class Zoom(NamedTuple):
@@ -90,22 +102,32 @@ def generate(
     """
     require(bool(seeds) and bool(sizes), "count, size", (len(seeds), len(sizes)), "at least one seed and one size")
     out = storage.absolute(out)
-    found = checkpoint.load(resolve(uri))
+    config = replace(config, context=storage.absolute(config.context) if config.context else "")
+    found = checkpoint.load(address_of(uri))
     record = {"checkpoint": found.uri, "sha256": found.files[checkpoint.MODEL]["sha256"], "config": flat(config),
               "zoom": list(zoom) if zoom else None}
     claim(out, record)
-    tasks = missing(out, seeds, sizes, zoom)
+    left = missing(out, seeds, sizes, zoom)
     logger.info("%s: %d seeds at %s; %d images to make", out, len(seeds), ", ".join(map(str, sizes)),
-                sum(len(task["sizes"]) * len(task["seeds"]) for task in tasks))
+                sum(len(wanted) * len(some) for wanted, some in left.items()))
     settings = {**record, "out": out}
-    if ray:
-        run_on_ray(settings, tasks, workers, device)
-    else:
-        cuda = device == "gpu" or (device == "auto" and torch.cuda.is_available())
-        worker = Worker(settings, "cuda" if cuda else "cpu")
-        for task in tasks:
+    if ray and left:
+        run_on_ray(settings, left, workers, device)
+    elif left:
+        worker = Worker(settings, cuda_or_cpu(device))
+        for task in tasks_of(left, workers=1):
             worker.work(task)
     return write_sheet(out, seeds, sizes[0], zoom)
+
+
+def address_of(uri: str) -> str:
+    """A checkpoint's own address, of use on every machine."""
+    return resolve(uri) if uri.startswith("models:/") else storage.absolute(uri)
+
+
+def cuda_or_cpu(device: str) -> str:
+    """torch's name of a device for this process."""
+    return "cuda" if device == "gpu" or (device == "auto" and torch.cuda.is_available()) else "cpu"
 
 
 def claim(out: str, record: dict[str, Any]) -> None:
@@ -129,28 +151,41 @@ def name_of(seed: int, size: Size, zoom: Zoom | None) -> str:
     return f"seed-{seed:08d}{part}-{size}.png"
 
 
-def missing(out: str, seeds: Sequence[int], sizes: Sequence[Size], zoom: Zoom | None) -> list[dict[str, Any]]:
-    """Units of work: some seeds and the sizes that are not there yet."""
-    there = {info.uri.rsplit("/", 1)[-1] for info in storage.list_objects(out)}
+def missing(out: str, seeds: Sequence[int], sizes: Sequence[Size], zoom: Zoom | None) -> dict[tuple[Size, ...], list[int]]:
+    """Sizes that are not there yet, and the seeds of which they are not."""
+    there = {info.uri for info in storage.list_objects(out)}
     wanted: dict[tuple[Size, ...], list[int]] = {}
     for seed in seeds:
-        if left := tuple(size for size in sizes if name_of(seed, size, zoom) not in there):
+        if left := tuple(size for size in sizes if storage.join(out, name_of(seed, size, zoom)) not in there):
             wanted.setdefault(left, []).append(seed)
-    return [{"seeds": part[i:i + UNIT_SEEDS], "sizes": [str(size) for size in left]}
-            for left, part in wanted.items() for i in range(0, len(part), UNIT_SEEDS)]
+    return wanted
+
+
+def tasks_of(left: dict[tuple[Size, ...], list[int]], *, workers: int) -> list[dict[str, Any]]:
+    """Units of work: seeds that are sampled together, so many that every worker has some."""
+    return [{"seeds": seeds[i:i + share], "sizes": [str(size) for size in sizes]} for sizes, seeds in left.items()
+            for share in [max(1, min(UNIT_SEEDS, -(-len(seeds) // workers)))] for i in range(0, len(seeds), share)]
+
+
+def silent(done: int, total: int) -> None:
+    """For small renders."""
 
 
 class Worker:
     """Loads the model once and makes the images of units."""
 
     def __init__(self, settings: dict[str, Any], device: str) -> None:
-        logs.to_stderr()
-        self.settings, self.config = settings, unflat(SampleConfig, settings["config"])
+        self.settings, self.config, self.device = settings, unflat(SampleConfig, settings["config"]), device
         self.zoom = Zoom(*settings["zoom"]) if settings["zoom"] else None
-        self.model = load_model(settings["checkpoint"], device=device, weights=self.config.weights)
+
+    @functools.cached_property
+    def model(self) -> Model:
+        plain_float32()
+        return load_model(self.settings["checkpoint"], device=self.device, weights=self.config.weights)
 
     def __call__(self, task: dict[str, Any]) -> dict[str, Any]:
         """A unit; an InfdError is a row, because Ray keeps only the text of an error."""
+        logs.to_stderr()
         try:
             return {"images": self.work(task), "kind": "", "error": ""}
         except InfdError as error:
@@ -163,30 +198,53 @@ class Worker:
         for seed, latent in zip(seeds, z.split(1), strict=True):
             field = self.model.field(latent)
             for size in sizes:
-                address = storage.join(self.settings["out"], name_of(seed, size, self.zoom))
-                told = about(self.settings, seed, size, self.zoom)
-                if self.zoom is None:
-                    field.save(address, size.width, size.height, statistics=self.config.mode, metadata=told)
-                else:
-                    save_detail(field, address, size, self.zoom, self.config, told)
+                name, told = name_of(seed, size, self.zoom), about(self.settings, seed, size, self.zoom)
+                self.write(field, storage.join(self.settings["out"], "small", name), size.within(PANEL), told)
+                self.write(field, storage.join(self.settings["out"], name), size, told, progress=Logged(name))
         return len(seeds) * len(sizes)
 
+    def write(self, field: Picture, uri: str, size: Size, told: dict[str, str], progress: Progress = silent) -> None:
+        """The image, or a part of it.
 
-def save_detail(field: Picture, uri: str, size: Size, zoom: Zoom, config: SampleConfig, told: dict[str, str]) -> None:
-    """A part of the image. The norms take the statistics that the whole image has at `size`, or in the mode window those
-    around the part: it looks as the whole does, and costs only what it shows."""
-    virtual, box = zoom.box(size)
-    look = field.statistics(size.height, size.width) if config.mode == "whole" else config.mode
-    pixels = to_pixels(field.render(virtual.height, virtual.width, box=box, statistics=look))
-    with outputs.whole_file(uri) as path:
-        writers.write_picture(path, iter([pixels]), kind=writers.format_of(uri, height=size.height, width=size.width),
-                              height=size.height, width=size.width, metadata=told)
+        For a part the norms take the statistics that the whole image has at `size`, or in the mode window those around the
+        part: it looks as the whole does, and costs only what it shows.
+        """
+        mode = self.config.mode
+        if self.zoom is None:
+            field.save(uri, size.width, size.height, statistics=mode, metadata=told, progress=progress)
+            return
+        virtual, box = self.zoom.box(size)
+        look = field.statistics(size.height, size.width) if mode == "whole" else mode
+        field.save(uri, virtual.width, virtual.height, box=box, statistics=look, metadata=told, progress=progress)
+
+
+class Logged:
+    """Tells of a long render at most every EVERY_S."""
+
+    def __init__(self, name: str) -> None:
+        self.name, self.told_s = name, time.monotonic()
+
+    def __call__(self, done: int, total: int) -> None:
+        if time.monotonic() - self.told_s >= EVERY_S:
+            logger.info("%s: %.0f%%", self.name, 100 * done / total)
+            self.told_s = time.monotonic()
 
 
 def sampled(model: Model, seeds: Sequence[int], config: SampleConfig) -> torch.Tensor:
     """The latents of some seeds."""
     return model.latents(seeds, steps=config.steps, sampler=None if config.sampler == "auto" else config.sampler,
-                         eta=config.eta, guidance=config.guidance, group=config.group)
+                         eta=config.eta, guidance=config.guidance, group=config.group,
+                         context=embedding(config.context) if config.context else None)
+
+
+def embedding(uri: str) -> torch.Tensor:
+    """The (S, K) of a .npy file. Raises ConfigError where it is none."""
+    try:
+        found = np.load(io.BytesIO(storage.read_bytes(uri)), allow_pickle=False)
+    except ValueError as error:
+        raise ConfigError(f"context={uri}: {error}; expected a .npy file of S x K numbers") from error
+    require(found.ndim == 2, "context", uri, f"expected S x K numbers; the file holds {found.shape}")
+    return torch.from_numpy(found.astype(np.float32))
 
 
 def about(settings: dict[str, Any], seed: int, size: Size, zoom: Zoom | None) -> dict[str, str]:
@@ -195,19 +253,15 @@ def about(settings: dict[str, Any], seed: int, size: Size, zoom: Zoom | None) ->
             "zoom": json.dumps(list(zoom)) if zoom else "", "config": json.dumps(settings["config"], sort_keys=True)}
 
 
-def run_on_ray(settings: dict[str, Any], tasks: list[dict[str, Any]], workers: int, device: str) -> None:
-    """The units on the cluster's workers. Raises the InfdError of one that failed."""
-    if not tasks:
-        return
+def run_on_ray(settings: dict[str, Any], left: dict[tuple[Size, ...], list[int]], workers: int, device: str) -> None:
+    """What is missing on the cluster's workers. Raises the InfdError of a unit that failed."""
     with cluster.connect(env=cluster.passed_on()):
         import ray
         from ray.data import ActorPoolStrategy
 
         quiet()
-        gpus = int(ray.cluster_resources().get("GPU", 0))
-        on_gpu = device == "gpu" or (device == "auto" and gpus > 0)
-        cluster.require_cpus(1)
-        size = min(workers or (gpus if on_gpu else int(cluster.cpus_now())) or 1, len(tasks))
+        size, on_gpu = cluster.actors(device=device, workers=workers, tasks=sum(map(len, left.values())))
+        tasks = tasks_of(left, workers=size)
         rows = ray.data.from_items(tasks, override_num_blocks=len(tasks)).map(
             cast(Any, Worker), fn_constructor_args=(settings, "cuda" if on_gpu else "cpu"), num_gpus=1 if on_gpu else 0,
             num_cpus=0 if on_gpu else 1, compute=ActorPoolStrategy(size=size))
@@ -226,16 +280,15 @@ def write_sheet(out: str, seeds: Sequence[int], size: Size, zoom: Zoom | None) -
     """The first images, small, on one page; its address."""
     panels = []
     for seed in seeds[:SHEET_IMAGES]:
-        with Image.open(io.BytesIO(storage.read_bytes(storage.join(out, name_of(seed, size, zoom))))) as image:
-            image.draft("RGB", (2 * PANEL, 2 * PANEL))
+        with Image.open(io.BytesIO(storage.read_bytes(storage.join(out, "small", name_of(seed, size, zoom))))) as image:
             panels.append(Panel(squared(image.convert("RGB")), f"seed {seed} at {size}"))
     return put_png(sheet(in_rows(panels)), storage.join(out, "sheet.png"))
 
 
 def grid(uri: str, *, seeds: Sequence[int], out: str, config: SampleConfig, device: str = "auto") -> str:
     """A quick look: one page of small images, in this process; its address."""
-    cuda = device == "gpu" or (device == "auto" and torch.cuda.is_available())
-    model = load_model(uri, device="cuda" if cuda else "cpu", weights=config.weights)
+    plain_float32()
+    model = load_model(uri, device=cuda_or_cpu(device), weights=config.weights)
     panels = []
     for some in batches(seeds):
         for seed, latent in zip(some, sampled(model, some, config).split(1), strict=True):

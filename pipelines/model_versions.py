@@ -23,6 +23,12 @@ def takes(uri: str) -> bool:
     return storage.is_remote(uri) or not mlflow.get_registry_uri().startswith(("http://", "https://"))
 
 
+def run_name(uri: str) -> str:
+    """What a run is called: its folder's name; SWEEP-007 for the trial SWEEP/trials/007."""
+    *_, sweep, folder, name = ["", "", *uri.rstrip("/").split("/")]
+    return f"{sweep}-{name}" if folder == "trials" and name.isdigit() else name
+
+
 def follow(client: "MlflowClient", run: Run[TrainingConfig]) -> None:
     """Law: afterwards the versions of the run's model are its complete checkpoints, the aliases its pointers."""
     name = model_of(client, run)
@@ -46,7 +52,7 @@ def model_of(client: "MlflowClient", run: Run[TrainingConfig]) -> str:
     another run of that name has taken it."""
     from mlflow.exceptions import MlflowException
 
-    folder = re.sub(r"[^A-Za-z0-9_.-]", "-", run.uri.rsplit("/", 1)[-1])
+    folder = re.sub(r"[^A-Za-z0-9_.-]", "-", run_name(run.uri))
     own = f"{folder}-{hashlib.sha256(run.uri.encode()).hexdigest()[:8]}"
     for name in (folder, own):
         try:

@@ -9,7 +9,7 @@ import json
 import logging
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -36,8 +36,17 @@ for name, value in PATIENCE.items():
 SWITCH = "MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING"
 
 
-def begin(run: Run[TrainingConfig], experiment: str) -> str | None:
-    """The id of the run's MLflow run, made on its first start and kept in RUN/mlflow.json; None where untracked."""
+def begin(run: Run[TrainingConfig], experiment: str, *, parent: str | None = None) -> str | None:
+    """The id of the run's MLflow run, made on its first start below `parent` and kept in RUN/mlflow.json; None where
+    untracked."""
+    record = {**flat(run.config), "preset": run.preset, "snapshot": run.snapshot, "run": run.uri,
+              "identity": identity(run.config)}
+    return opened(run.uri, experiment, record, parent=parent)
+
+
+def opened(uri: str, experiment: str, record: Mapping[str, object], *, parent: str | None = None) -> str | None:
+    """The id of the MLflow run that URI/mlflow.json names, made where it is missing, with the parameters `record`; None
+    where untracked."""
     if not os.environ.get("MLFLOW_TRACKING_URI"):
         logger.warning("MLFLOW_TRACKING_URI is not set: metrics go to the log alone")
         return None
@@ -46,17 +55,16 @@ def begin(run: Run[TrainingConfig], experiment: str) -> str | None:
 
     client = MlflowClient()
     try:
-        known = _known_id(run)
+        known = known_id(uri)
         if known is not None:
             client.update_run(known, status="RUNNING")
             return known
         found = client.get_experiment_by_name(experiment)
         place = found.experiment_id if found else client.create_experiment(experiment)
-        created = client.create_run(place, run_name=run.uri.rstrip("/").rsplit("/", 1)[-1])
-        run_id = _claim_id(run, created.info.run_id)
+        created = client.create_run(place, run_name=model_versions.run_name(uri),
+                                    tags={"mlflow.parentRunId": parent} if parent else None)
+        run_id = _claim_id(uri, created.info.run_id)
         if run_id == created.info.run_id:
-            record = {**flat(run.config), "preset": run.preset, "snapshot": run.snapshot, "run": run.uri,
-                      "identity": identity(run.config)}
             for name, value in record.items():
                 client.log_param(run_id, name, value)
         return run_id
@@ -71,16 +79,17 @@ def finish(run_id: str | None, *, ok: bool) -> None:
         _try("closing the run", lambda client: client.set_terminated(run_id, "FINISHED" if ok else "FAILED"))
 
 
-def _known_id(run: Run[TrainingConfig]) -> str | None:
-    record = storage.join(run.uri, "mlflow.json")
+def known_id(uri: str) -> str | None:
+    """Of the MLflow run of the run, or the sweep, at `uri`."""
+    record = storage.join(uri, "mlflow.json")
     return json.loads(storage.read_bytes(record))["run_id"] if storage.exists(record) else None
 
 
-def _claim_id(run: Run[TrainingConfig], run_id: str) -> str:
+def _claim_id(uri: str, run_id: str) -> str:
     try:
-        storage.put_if_absent(storage.join(run.uri, "mlflow.json"), json.dumps({"run_id": run_id}).encode())
+        storage.put_if_absent(storage.join(uri, "mlflow.json"), json.dumps({"run_id": run_id}).encode())
     except PreconditionFailed:
-        return _known_id(run) or run_id
+        return known_id(uri) or run_id
     return run_id
 
 

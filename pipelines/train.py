@@ -10,19 +10,20 @@ import os
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
 from infd import checkpoint, storage
 from infd.config import AutoencoderTrainingConfig, DiffusionTrainingConfig, LatentRunConfig, PlaceConfig, RunConfig
 from infd.data.latents import open_latents
+from infd.data.snapshot import split_address
 from infd.errors import ConfigError, TrainingError
 from infd.lease import held
 from infd.training import interruption
 from infd.training.autoencoder_run import required_weights, run_autoencoder
 from infd.training.diffusion_run import fitted, run_diffusion
 from infd.training.loop import Metrics
-from infd.training.run import Observer, Run, TrainingConfig, check_batch, default_run, open_run
+from infd.training.run import Observer, Run, TrainingConfig, check_batch, default_run, open_run, warn_of_newer
 from infd.training.world import World, join
 from pipelines import logs, tracking
 from pipelines.cluster import autoscales, passed_on
@@ -34,7 +35,17 @@ GROWTH_S = 1800
 """For how long a cluster that grows may take to bring the workers: machines start, pull an image, install torch."""
 
 
-def train_autoencoder(preset: str, config: AutoencoderTrainingConfig, where: RunConfig) -> str:
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    """What a run that is part of a sweep has besides; on Ray alone."""
+
+    parent: str | None = None
+    """Id of the MLflow run above its own."""
+    observer: Observer | None = None
+    """Told too, on rank 0, in place of the worker's log; it travels there."""
+
+
+def train_autoencoder(preset: str, config: AutoencoderTrainingConfig, where: RunConfig, *, part: Part | None = None) -> str:
     """Train, or go on training, the run that `where` names; returns the URI of its last checkpoint."""
     if not where.dataset:
         raise ConfigError("dataset: missing; give --dataset s3://bucket/datasets/NAME or a folder (or --dry-run)")
@@ -43,10 +54,10 @@ def train_autoencoder(preset: str, config: AutoencoderTrainingConfig, where: Run
     where = replace(where, dataset=storage.absolute(where.dataset))
     uri = where.run or default_run(where.dataset, preset, config, where.start_from)
     run = open_run(uri, preset=preset, config=config, dataset=where.dataset, start_from=where.start_from)
-    return train_run(run, where)
+    return train_run(run, where, part=part)
 
 
-def train_diffusion(preset: str, config: DiffusionTrainingConfig, where: LatentRunConfig) -> str:
+def train_diffusion(preset: str, config: DiffusionTrainingConfig, where: LatentRunConfig, *, part: Part | None = None) -> str:
     """The same for stage two, from latents."""
     if not where.latents:
         raise ConfigError("latents: missing; give --latents with the address that jobs/encode_latents.py printed, or "
@@ -55,17 +66,18 @@ def train_diffusion(preset: str, config: DiffusionTrainingConfig, where: LatentR
     latents = open_latents(where.latents)
     settled = fitted(config, latents)
     snapshot = latents.info["snapshot"]
+    warn_of_newer(where.run or latents.uri, split_address(snapshot)[0], snapshot)
     uri = where.run or default_run(snapshot, preset, config, where.start_from, latents=latents.uri)
     run = open_run(uri, preset=preset, config=settled, dataset=snapshot, start_from=where.start_from,
                    latents={"address": latents.uri, "sha256": latents.sha256})
-    return train_run(run, where)
+    return train_run(run, where, part=part)
 
 
 def workers_of(where: PlaceConfig) -> int:
     return where.workers if where.ray else int(os.environ.get("WORLD_SIZE", "1"))
 
 
-def train_run(run: Run[TrainingConfig], where: PlaceConfig) -> str:
+def train_run(run: Run[TrainingConfig], where: PlaceConfig, *, part: Part | None = None) -> str:
     """Train, or go on training; the URI of the last checkpoint."""
     steps = run.config.loop.steps
     logger.info("run %s: preset %s, snapshot %s", run.uri, run.preset, run.snapshot)
@@ -74,7 +86,7 @@ def train_run(run: Run[TrainingConfig], where: PlaceConfig) -> str:
         return done.uri
     if where.ray:
         with driving(run):
-            train_on_ray(run, where)
+            train_on_ray(run, where, part=part or Part())
     else:
         train_here(run, where)
     finished = checkpoint.newest(run.uri)
@@ -113,7 +125,15 @@ def train_here(run: Run[TrainingConfig], where: PlaceConfig) -> None:
         tracking.finish(run_id, ok=ok)
 
 
-def train_on_ray(run: Run[TrainingConfig], where: PlaceConfig) -> None:
+def worker_env() -> dict[str, str]:
+    """Variables for all that runs on the cluster."""
+    own = {"RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": str(GROWTH_S)} if autoscales() else {}
+    if os.environ.get("RAY_ADDRESS", "auto") != "auto":                # Ray Train's helpers look for a cluster by themselves
+        own["RAY_ADDRESS"] = os.environ["RAY_ADDRESS"]
+    return {**own, **passed_on(), "RAY_TRAIN_V2_ENABLED": "1", "RAY_TRAIN_ENABLE_PRINT_PATCH": "0"}
+
+
+def train_on_ray(run: Run[TrainingConfig], where: PlaceConfig, *, part: Part) -> None:
     """Train on `where.workers` Ray Train workers, each replaced when it dies."""
     import ray
     from ray.train import FailureConfig, ScalingConfig, TrainingFailedError
@@ -123,18 +143,15 @@ def train_on_ray(run: Run[TrainingConfig], where: PlaceConfig) -> None:
     from pipelines.cluster import connect
     from pipelines.ray_torch import ListeningTorch
 
-    own = {"RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": str(GROWTH_S)} if autoscales() else {}
-    if os.environ.get("RAY_ADDRESS", "auto") != "auto":                # Ray Train's helpers look for a cluster by themselves
-        own["RAY_ADDRESS"] = os.environ["RAY_ADDRESS"]
-    with connect(env={**own, **passed_on(), "RAY_TRAIN_V2_ENABLED": "1", "RAY_TRAIN_ENABLE_PRINT_PATCH": "0"}):
+    with connect(env=worker_env()):
         resources = ray.cluster_resources()
         gpu = wants_gpu(where, resources)
         cpus = check_fits(where, resources, gpu=gpu)
-        run_id = tracking.begin(run, where.experiment)
+        run_id = tracking.begin(run, where.experiment, parent=part.parent)
         filesystem, path = storage.filesystem(storage.join(run.uri, "ray"))
         trainer = TorchTrainer(
             train_worker,
-            train_loop_config=replace(run, tracking_id=run_id).payload(),
+            train_loop_config={**replace(run, tracking_id=run_id).payload(), "observer": part.observer},
             scaling_config=ScalingConfig(num_workers=where.workers, use_gpu=gpu,
                                          resources_per_worker={"CPU": cpus} | ({"GPU": 1} if gpu else {})),
             torch_config=ListeningTorch(backend="nccl" if gpu else "gloo"),
@@ -166,11 +183,12 @@ def train_worker(payload: dict[str, Any]) -> str | None:
 
     logs.to_stderr()
     world = World.current(ray.train.torch.get_device())
-    if world.rank:
+    if world.rank or payload["observer"]:
         logging.getLogger().setLevel(logging.WARNING)
     run = Run.of(payload)
     try:
-        with interruption.heeding(), observing(run, world) as observer:    # ListeningTorch has this process listen
+        # ListeningTorch has this process listen
+        with interruption.heeding(), observing(run, world, payload["observer"]) as observer:
             carried(run, world=world, observer=observer, wished=asked_to_stop)
     except TrainingError as error:                                 # raised on all ranks at once
         return str(error)
@@ -185,9 +203,9 @@ def asked_to_stop() -> bool:
 
 
 @contextlib.contextmanager
-def observing(run: Run[TrainingConfig], world: World) -> Iterator[Observer]:
-    """Progress on stderr; on rank 0 of a run that is tracked MLflow too."""
-    progress = ProgressObserver(steps=run.config.loop.steps)
+def observing(run: Run[TrainingConfig], world: World, other: Observer | None = None) -> Iterator[Observer]:
+    """Progress on stderr, or `other` in its place; on rank 0 of a run that is tracked MLflow too."""
+    progress = other or ProgressObserver(steps=run.config.loop.steps)
     if world.rank or run.tracking_id is None:
         yield progress
     else:

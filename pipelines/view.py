@@ -19,6 +19,7 @@ from jinja2 import Environment, FileSystemLoader
 from PIL import Image
 
 from infd import checkpoint
+from infd.compat import plain_float32
 from infd.errors import ConfigError, StackError
 from infd.generation.deep_zoom import OVERLAP_PX, TILE_PX, DeepZoom
 from infd.generation.load import load_autoencoder
@@ -44,6 +45,7 @@ def open_field(uri: str, *, image: str = "", seed: int = 0, steps: int = 50, dev
 
     Raises CheckpointError, PhotoError, StorageError, and ConfigError where an autoencoder is to make an image of a seed.
     """
+    plain_float32()
     uri = resolve(uri)
     if checkpoint.load(uri).meta.get("stage", "autoencoder") == "autoencoder":
         if not image:
@@ -90,6 +92,9 @@ class Site:
             return HTTPStatus.OK, "image/jpeg", self.tile(level, column, row)
         except LookupError as error:
             return _failure(HTTPStatus.NOT_FOUND, str(error))
+        except RuntimeError as error:  # out of memory, say: the browser shows grey, the terminal why
+            logger.warning("tile %s: %s", path, error)
+            return _failure(HTTPStatus.INTERNAL_SERVER_ERROR, str(error))
 
     def _tile(self, level: int, column: int, row: int) -> bytes:
         with self._lock:
@@ -145,7 +150,8 @@ def serving(site: Site, *, port: int = 0) -> Iterator[tuple[Server, str]]:
     """The server, bound and not yet running, and its address. Port 0: a free one. Raises StackError: the port is taken."""
     try:
         server = Server((HOST, port), handler(site))
-    except OSError as error:
-        raise StackError(f"port {port}: {error.strerror}; expected a free one; leave --port out") from error
+    except (OSError, OverflowError) as error:
+        why = getattr(error, "strerror", None) or error
+        raise StackError(f"port {port}: {why}; expected a free one; leave --port out") from error
     with server:
         yield server, f"http://{HOST}:{server.server_port}/"

@@ -5,43 +5,52 @@
     embedding         list of S lists of K numbers (or one list of K: S = 1), optional; the same S and K in every row
 """
 
+import functools
 import hashlib
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.dataset
+import pyarrow.parquet as pq
 
 from infd import storage
 from infd.errors import ConfigError, StorageError
 
 KEYS = ("image_id", "uri")
+KEPT_GROUPS = 4
+"""Row groups in memory: photos of a shard ask for rows that lie anywhere, so small row groups are read fastest."""
 
 
 class Conditions:
-    """The table at `uri`: its keys in memory, its rows read when photos ask for them.
+    """The table at `uri`: its keys in memory, its rows read by row groups when photos ask for them.
 
-    Raises ConfigError where a column is missing or a photo has no row, naming it.
+    Raises ConfigError where a column is missing, a key is there twice, or a photo has no row, naming it.
     """
 
     def __init__(self, uri: str) -> None:
         self.uri = storage.absolute(uri)
         filesystem, path = storage.filesystem(self.uri)
         try:
-            self._table = pyarrow.dataset.dataset(path, filesystem=filesystem, format="parquet")
+            self._table = pq.ParquetFile(path, filesystem=filesystem)
         except (pa.ArrowException, OSError) as error:
             raise StorageError(f"conditions {uri}: not readable as Parquet ({error}); expected a table of image_id or uri, "
                                "caption, embedding") from error
-        names = self._table.schema.names
+        names = self._table.schema_arrow.names
         self.key = next((name for name in KEYS if name in names), "")
         self.columns = [name for name in ("caption", "embedding") if name in names]
         if not self.key or not self.columns:
             raise ConfigError(f"conditions {uri}: columns {', '.join(names)}; expected image_id or uri, and caption or "
                               "embedding")
-        keys = self._table.to_table(columns=[self.key]).column(self.key).to_pylist()
-        self._place = {key: at for at, key in enumerate(keys)}
-        self.shape = self._shape() if "embedding" in names and keys else None
+        self._place: dict[str, tuple[int, int]] = {}
+        for group in range(self._table.num_row_groups):
+            for row, key in enumerate(self._table.read_row_group(group, [self.key]).column(0).to_pylist()):
+                if key in self._place:
+                    raise ConfigError(f"conditions {uri}: {self.key}={key} is there twice; expected one row a photo")
+                self._place[key] = (group, row)
+        self._group = functools.lru_cache(maxsize=KEPT_GROUPS)(
+            lambda group: self._table.read_row_group(group, self.columns))
+        self.shape = self._shape() if "embedding" in names and self._place else None
         """(S, K) of the embeddings, or None."""
 
     @property
@@ -58,17 +67,15 @@ class Conditions:
         if absent:
             raise ConfigError(f"conditions {self.uri}: no row for {self.key}={absent[0]}; every photo of the snapshot needs "
                               "one; add it, or ingest without that photo")
-        table = self._table.take([self._place[fact[self.key]] for fact in facts], columns=self.columns)
-        captions: list[str | None] = [None] * len(facts)
-        if "caption" in self.columns:
-            captions = table.column("caption").to_pylist()
-        if self.shape is None:
-            return captions, None
-        return captions, np.stack([self._embedding(value.as_py()) for value in table.column("embedding")])
+        rows = [self._row(*self._place[fact[self.key]]) for fact in facts]
+        captions = [row.get("caption") for row in rows]
+        return captions, None if self.shape is None else np.stack([self._embedding(row["embedding"]) for row in rows])
+
+    def _row(self, group: int, row: int) -> dict[str, Any]:
+        return self._group(group).slice(row, 1).to_pylist()[0]
 
     def _shape(self) -> tuple[int, int]:
-        first = self._table.head(1, columns=["embedding"]).column("embedding")[0].as_py()
-        rows, columns = np.atleast_2d(np.asarray(first, np.float32)).shape
+        rows, columns = np.atleast_2d(np.asarray(self._row(0, 0)["embedding"], np.float32)).shape
         return rows, columns
 
     def _embedding(self, value: Any) -> np.ndarray:

@@ -301,7 +301,7 @@ class LatentLoader(BatchReader[Latents, LatentBatch]):
             batch.moments[at] = torch.from_numpy(np.array(self.dataset.take("z_flip" if sample.flip else "z", sample.row)))
             if batch.context is not None:
                 batch.context[at] = torch.from_numpy(np.array(self.dataset.take("context", sample.row)))
-        except (OSError, pa.ArrowException) as error:
+        except Exception as error:
             raise DatasetError(f"{where}: {error}") from error
 
 

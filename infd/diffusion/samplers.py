@@ -73,6 +73,9 @@ def denoised(
     them. `told` sees the number of each finished step and its z.
     """
     device = next(denoiser.parameters()).device
+    most = config.timesteps if config.objective != "flow" else 1000
+    if not 1 <= steps <= most:
+        raise ConfigError(f"steps={steps}: must lie in 1 to {most}, the times that the denoiser was trained at")
     steps_of = scheduler(config, sampler)
     steps_of.set_timesteps(steps, device=device)
     z = start.to(device) * getattr(steps_of, "init_noise_sigma", 1.0)

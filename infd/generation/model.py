@@ -14,7 +14,7 @@ from torch import Tensor
 
 from infd import checkpoint
 from infd.checkpoint import Checkpoint
-from infd.config import AutoencoderConfig, DiffusionConfig, unflat
+from infd.config import AutoencoderConfig, DiffusionConfig, require, unflat
 from infd.diffusion import samplers
 from infd.diffusion.samplers import Sampler
 from infd.errors import ConfigError
@@ -61,11 +61,10 @@ class Model:
         from, one for all or one for each; context (S, K) or (B, S, K): the embedding of a caption; guidance above 1
         exaggerates either. Raises ConfigError.
         """
+        self._require_condition(guidance, group=bool(group), context=context is not None)
         sampler = sampler or ("heun" if self.diffusion.objective == "flow" else "ddim")
         labels = self._labels([group] * len(seeds) if isinstance(group, str) else group) if group else None
         told = None if context is None else context.expand(len(seeds), -1, -1).to(self.device)
-        if told is not None and self.denoiser.config.condition != "text":
-            raise ConfigError("context: the model has no condition on captions; leave it out")
         return samplers.sample(self.denoiser, self.diffusion, seeds=seeds, side=self.side, steps=steps, sampler=sampler,
                                eta=eta, guidance=guidance, labels=labels, context=told, **more)
 
@@ -73,6 +72,18 @@ class Model:
         """The field of latents."""
         with torch.no_grad():
             return Picture.of(self.autoencoder.field(z))
+
+    def _require_condition(self, guidance: float, *, group: bool, context: bool) -> None:
+        """Raise ConfigError for wishes that this denoiser was not trained to heed."""
+        condition, dropped = self.denoiser.config.condition, self.diffusion.p_unconditional > 0
+        if context and condition != "text":
+            raise ConfigError("context: the model has no condition on captions; leave it out")
+        if condition != "none" and not dropped and not (group or context):
+            wanted = "group" if condition == "class" else "context"
+            raise ConfigError(f"{wanted}: missing; the model was never trained without its {condition}; give one")
+        if guidance != 1.0 and (condition == "none" or not dropped):
+            raise ConfigError(f"guidance={guidance:g}: must be 1; the model was trained "
+                              f"{'without a condition' if condition == 'none' else 'with p_unconditional 0'}")
 
     def _labels(self, groups: Sequence[str]) -> Tensor:
         classes = self.groups if self.denoiser.config.condition == "class" else ()
@@ -89,6 +100,7 @@ def load_model(uri: str, *, device: str = "cpu", weights: str = "average") -> Mo
     average, where the run had one, or last.
     Raises CheckpointError.
     """
+    require(weights in ("average", "last"), "weights", weights, "expected average or last")
     found = checkpoint.load(resolve(uri))
     denoiser = Denoiser(denoiser_config(found))
     tensors = (found.model("denoiser_average.") if weights == "average" else {}) or found.model("denoiser.")

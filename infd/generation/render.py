@@ -4,9 +4,12 @@
     Picture.of(field).save_deep_zoom("portrait", 16384)          # portrait.dzi and portrait_files/
 """
 
+import sys
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 
 import numpy as np
+from tqdm import tqdm
 
 from infd.errors import ConfigError
 from infd.generation import outputs, writers
@@ -24,18 +27,21 @@ Progress = Callable[[int, int], None]
 
 def save(
     field: Field, uri: str, width: int, height: int, *, statistics: Mode | Statistics | Windows = DEFAULT_MODE,
-    tile_px: int = TILE_PX, metadata: Mapping[str, str] | None = None, progress: Progress | None = None,
+    box: Box | None = None, tile_px: int = TILE_PX, metadata: Mapping[str, str] | None = None,
+    progress: Progress | None = None,
 ) -> str:
-    """Render the one image of `field` into a PNG, JPEG or tiled BigTIFF, by the ending of `uri`, which is returned.
+    """Render the one image of `field` into a PNG, JPEG or tiled BigTIFF, by the ending of `uri`, which is returned; or
+    that `box` of it alone.
 
     Pixels are those of `Field.render` with the same statistics and tile_px, rounded to 8 bits. The metadata are stored
     as one JSON text (`writers.write_picture`). Nothing stands at `uri` until all of it does. Raises ConfigError for an
     ending or a size that cannot be, StorageError for a place that cannot be written, ValueError as `Field.render_tiles`.
     """
-    kind = writers.format_of(uri, height=height, width=width)
-    rows = bands(field, height, width, statistics=statistics, tile_px=tile_px, progress=progress)
+    region = box or Box(0, 0, height, width)
+    kind = writers.format_of(uri, height=region.height, width=region.width)
+    rows = bands(field, height, width, box=box, statistics=statistics, tile_px=tile_px, progress=progress)
     with outputs.whole_file(uri) as path:
-        writers.write_picture(path, rows, kind=kind, height=height, width=width, metadata=metadata or {})
+        writers.write_picture(path, rows, kind=kind, height=region.height, width=region.width, metadata=metadata or {})
     return uri
 
 
@@ -60,9 +66,10 @@ def save_deep_zoom(
 
 def bands(
     field: Field, height: int, width: int, *, statistics: Mode | Statistics | Windows = DEFAULT_MODE,
-    tile_px: int = TILE_PX, progress: Progress | None = None,
+    box: Box | None = None, tile_px: int = TILE_PX, progress: Progress | None = None,
 ) -> Iterator[np.ndarray]:
-    """The render of the one image of `field` in bands of at most tile_px rows: uint8 (h, W, 3), from top to bottom.
+    """The render of the one image of `field`, or a box of it, in bands of at most tile_px rows: uint8 (h, W, 3), from top
+    to bottom.
 
     A band is good until the next one is asked for, which takes its place in memory.
     """
@@ -70,16 +77,19 @@ def bands(
         raise ValueError(f"a field of {len(field)} images: expected one; take field[k]")
     convolutions = field.renderer.num_norms + 1
     fits = height <= tile_px and width <= tile_px
-    counted = _Counted(progress, num_tiles(Box(0, 0, height, width), tile_px) * convolutions)
+    region = box or Box(0, 0, height, width)
+    counted = _Counted(progress, num_tiles(region, tile_px) * convolutions)
     if statistics == "whole" and not fits:
-        counted.total += counted.total * (convolutions - 1) // 2        # 1 + 2 + … + the last norm's convolutions
+        all_tiles = num_tiles(Box(0, 0, height, width), tile_px)
+        counted.total += all_tiles * convolutions * (convolutions - 1) // 2   # 1 + 2 + … + the last norm's convolutions
         statistics = field.statistics(height, width, tile_px=tile_px, progress=counted.add)
-    band = np.empty((min(tile_px, height), width, 3), np.uint8)
-    for box, rgb in field.render_tiles(height, width, statistics=statistics, tile_px=tile_px):
-        band[:box.height, box.x:box.x + box.width] = to_pixels(rgb)
+    band = np.empty((min(tile_px, region.height), region.width, 3), np.uint8)
+    for tile, rgb in field.render_tiles(height, width, statistics=statistics, box=region, tile_px=tile_px):
+        left = tile.x - region.x
+        band[:tile.height, left:left + tile.width] = to_pixels(rgb)
         counted.add(convolutions)
-        if box.x + box.width == width:
-            yield band[:box.height]
+        if left + tile.width == region.width:
+            yield band[:tile.height]
 
 
 class _Counted:
@@ -104,16 +114,34 @@ class Picture(Field):
 
     def save(
         self, uri: str, width: int, height: int, *, statistics: Mode | Statistics | Windows = DEFAULT_MODE,
-        tile_px: int = TILE_PX, metadata: Mapping[str, str] | None = None, progress: Progress | None = None,
+        box: Box | None = None, tile_px: int = TILE_PX, metadata: Mapping[str, str] | None = None,
+        progress: Progress | None = None,
     ) -> str:
-        """See `save`."""
-        return save(self, uri, width, height, statistics=statistics, tile_px=tile_px, metadata=metadata, progress=progress)
+        """See `save`; without `progress` a bar on a terminal."""
+        with shown(progress, uri) as told:
+            return save(self, uri, width, height, statistics=statistics, box=box, tile_px=tile_px, metadata=metadata,
+                        progress=told)
 
     def save_deep_zoom(
         self, uri: str, width: int, height: int | None = None, *,
         statistics: Mode | Statistics | Windows = DEFAULT_MODE, tile_px: int = TILE_PX, tiles: str = "jpg",
         metadata: Mapping[str, str] | None = None, progress: Progress | None = None,
     ) -> str:
-        """See `save_deep_zoom`."""
-        return save_deep_zoom(self, uri, width, height, statistics=statistics, tile_px=tile_px, tiles=tiles,
-                              metadata=metadata, progress=progress)
+        """See `save_deep_zoom`; without `progress` a bar on a terminal."""
+        with shown(progress, uri) as told:
+            return save_deep_zoom(self, uri, width, height, statistics=statistics, tile_px=tile_px, tiles=tiles,
+                                  metadata=metadata, progress=told)
+
+
+@contextmanager
+def shown(progress: Progress | None, what: str) -> Iterator[Progress | None]:
+    """`progress`, or a bar where stderr is a terminal, or nothing."""
+    if progress is not None or not sys.stderr.isatty():
+        yield progress
+        return
+    with tqdm(desc=what, unit_scale=True, leave=False, bar_format="{desc}: {percentage:3.0f}%|{bar}| {remaining} left") as bar:
+        def tell(done: int, total: int) -> None:
+            bar.total = total
+            bar.update(done - bar.n)
+
+        yield tell

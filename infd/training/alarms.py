@@ -11,7 +11,7 @@ from itertools import pairwise
 from statistics import fmean, median
 from typing import NamedTuple
 
-from infd.config import AutoencoderTrainingConfig
+from infd.config import AutoencoderTrainingConfig, DiffusionTrainingConfig, LoopConfig
 from infd.training.loop import Metrics
 
 ROWS = 10
@@ -82,7 +82,7 @@ def codebook_dies(rows: Sequence[Metrics], config: AutoencoderTrainingConfig, *,
             "--loop.batch or a lower --optimizer.lr")
 
 
-def gradient_jumps(rows: Sequence[Metrics], config: AutoencoderTrainingConfig) -> str | None:
+def gradient_jumps(rows: Sequence[Metrics], config: AutoencoderTrainingConfig | DiffusionTrainingConfig) -> str | None:
     """The last row's norm is far above that of the span."""
     usual, last = median(row["train/grad_norm"] for row in rows[:-1]), rows[-1]["train/grad_norm"]
     if last <= JUMP * usual:
@@ -119,20 +119,32 @@ def noise(values: Sequence[float]) -> float:
 # ---------------------------------------------------------------- the watch
 
 
+Check = tuple[str, Callable[[Sequence[Metrics]], str | None]]
+"""A metric, and what is wrong with the rows of a span that have it."""
+
+
 class Watch:
     """Looks at each row of a run. Law: an alarm that lasts is told once; again only after a whole span without it."""
 
-    def __init__(self, config: AutoencoderTrainingConfig, *, workers: int) -> None:
-        loop = config.loop
+    def __init__(self, loop: LoopConfig, checks: dict[str, Check]) -> None:
         self.every, self.span = loop.log_every, max(ROWS * loop.log_every, loop.steps // SPANS)
-        self.checks: dict[str, tuple[str, Callable[[Sequence[Metrics]], str | None]]] = {
-            "discriminator": ("train/disc_accuracy", lambda rows: discriminator_wins(rows, config)),
-            "codebook": ("train/codebook_use", lambda rows: codebook_dies(rows, config, workers=workers)),
-            "gradient": ("train/grad_norm", lambda rows: gradient_jumps(rows, config)),
-        }
+        self.checks = checks
         self.rows: deque[tuple[int, Metrics]] = deque()
         self.lasting: dict[str, int] = {}
         """Step at which each alarm that was told was last true."""
+
+    @classmethod
+    def of_autoencoder(cls, config: AutoencoderTrainingConfig, *, workers: int) -> "Watch":
+        """Of stage one."""
+        return cls(config.loop, {
+            "discriminator": ("train/disc_accuracy", lambda rows: discriminator_wins(rows, config)),
+            "codebook": ("train/codebook_use", lambda rows: codebook_dies(rows, config, workers=workers)),
+            "gradient": ("train/grad_norm", lambda rows: gradient_jumps(rows, config))})
+
+    @classmethod
+    def of_gradients(cls, config: DiffusionTrainingConfig) -> "Watch":
+        """Of stage two."""
+        return cls(config.loop, {"gradient": ("train/grad_norm", lambda rows: gradient_jumps(rows, config))})
 
     def look(self, step: int, metrics: Metrics) -> list[Alarm]:
         """Alarms that begin or are over with this row; a row without training's metrics changes nothing."""

@@ -83,7 +83,7 @@ class AutoencoderWork:
     def __init__(self, run: Run[AutoencoderTrainingConfig], stage: AutoencoderStage, dataset: Dataset, order: Order,
                  loader: Loader, *, workers: int) -> None:
         self.run, self.stage, self.dataset, self.order, self.loader = run, stage, dataset, order, loader
-        self.watch = Watch(run.config, workers=workers)
+        self.watch = Watch.of_autoencoder(run.config, workers=workers)
 
     def alarms(self, step: int, metrics: Metrics) -> list[Alarm]:
         return self.watch.look(step, metrics)

@@ -1,5 +1,6 @@
 """Stage two in a run: what it reads, its previews, what of a batch is kept when a loss is not finite."""
 
+import copy
 import io
 import logging
 from collections.abc import Callable
@@ -19,10 +20,9 @@ from infd.errors import CheckpointError, ConfigError
 from infd.generation.load import load_autoencoder
 from infd.generation.model import Model
 from infd.generation.reconstruct import PANEL, Panel, sheet, to_image
-from infd.models.autoencoder import Autoencoder
 from infd.models.fields import Box
 from infd.training import interruption, posthoc
-from infd.training.alarms import Alarm
+from infd.training.alarms import Alarm, Watch
 from infd.training.latent_diffusion import DiffusionStage
 from infd.training.loop import Metrics
 from infd.training.run import Observer, Run, carry_on, check_batch, resume, starting_weights
@@ -121,16 +121,12 @@ class DiffusionWork:
     def __init__(self, run: Run[DiffusionTrainingConfig], stage: DiffusionStage, latents: Latents, order: Order,
                  loader: LatentLoader) -> None:
         self.run, self.stage, self.latents, self.order, self.loader = run, stage, latents, order, loader
-        self._autoencoder: Autoencoder | None = None
-
-    @property
-    def autoencoder(self) -> Autoencoder:
-        """The one that made the latents, on the CPU; loaded when a preview or a checkpoint wants it."""
-        self._autoencoder = self._autoencoder or load_autoencoder(self.latents.autoencoder_uri)
-        return self._autoencoder
+        self.autoencoder = load_autoencoder(latents.autoencoder_uri)  # now: a store that fails later costs no step
+        self.made = checkpoint.load(latents.autoencoder_uri).meta
+        self.watch = Watch.of_gradients(run.config)
 
     def alarms(self, step: int, metrics: Metrics) -> list[Alarm]:
-        return []
+        return self.watch.look(step, metrics)
 
     def model_beside(self) -> dict[str, Tensor]:
         """The autoencoder: a stage-two checkpoint generates by itself."""
@@ -142,8 +138,7 @@ class DiffusionWork:
             posthoc.write_snapshot(self.run.uri, step, self.stage.posthoc)
 
     def facts(self) -> dict[str, Any]:
-        info, autoencoder = self.latents.info, self.autoencoder
-        made = checkpoint.load(self.latents.autoencoder_uri).meta
+        info, autoencoder, made = self.latents.info, self.autoencoder, self.made
         return {
             "latents": self.run.latents, "groups": list(self.latents.manifest.group_names),
             "autoencoder": {"config": flat(autoencoder.config), "lowres_px": autoencoder.lowres_px,
@@ -156,12 +151,10 @@ class DiffusionWork:
         """The samples of a few fixed seeds, rendered at SIDES, and the middle of the largest at its own pixels."""
         config, loop = self.run.config, self.run.config.loop
         device, groups, count = self.stage.world.device, tuple(self.latents.manifest.group_names), loop.preview_photos
-        model = Model(self.autoencoder.to(device), self.stage.shown.eval(), config.diffusion, groups=groups)
+        model = Model(copy.deepcopy(self.autoencoder).to(device), self.stage.shown.eval(), config.diffusion, groups=groups)
         z = model.latents(range(count), steps=config.preview_steps, context=self._captions(count),
                           group=[groups[i % len(groups)] for i in range(count)] if config.model.condition == "class" else "")
-        rows = [self._row(model, z[i:i + 1], seed=i) for i in range(len(z))]
-        self.autoencoder.cpu()
-        return sheet(rows)
+        return sheet([self._row(model, z[i:i + 1], seed=i) for i in range(len(z))])
 
     def _row(self, model: Model, z: Tensor, *, seed: int) -> list[Panel]:
         field = model.field(z)

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from infd import checkpoint, storage
+from infd.compat import plain_float32
 from infd.config import LatentConfig, flat
 from infd.data import scratch, shards
 from infd.data.conditions import Conditions
@@ -103,6 +104,7 @@ class Encoder:
     def open(cls, uri: str, snapshot: str, config: LatentConfig, *, device: str,
              conditions: Conditions | None = None) -> "Encoder":
         """With the autoencoder that lies beside the latents at `uri`."""
+        plain_float32()
         autoencoder = load_autoencoder(storage.join(uri, AUTOENCODER), device=device)
         made = cls(uri, open_dataset(snapshot), autoencoder, config, conditions)
         storage.put_atomic(storage.join(uri, LAYOUT), json.dumps({
@@ -160,7 +162,7 @@ class Encoder:
         plain = moments(self.autoencoder, lowres).cpu()
         arrays = {"z": sums.add(plain, self.layout.dtype, z_dim=self.autoencoder.config.z_dim)}
         if self.config.flip:
-            arrays["z_flip"] = moments(self.autoencoder, lowres.flip(3)).cpu().numpy().astype(self.layout.dtype)
+            arrays["z_flip"] = sums.stored(moments(self.autoencoder, lowres.flip(3)).cpu(), self.layout.dtype)
         if self.conditions is not None:
             captions, embeddings = self.conditions.of(facts)
             facts = [{**fact, "caption": caption} for fact, caption in zip(facts, captions, strict=True)]
@@ -192,6 +194,11 @@ class Sums:
         self.count += mean.size
         self.total += float(mean.sum())
         self.squares += float(np.square(mean).sum()) + noise
+        return self.stored(values, dtype)
+
+    def stored(self, values: Tensor, dtype: str) -> np.ndarray:
+        """The array as it is stored; counts what that loses alone."""
+        exact = values.numpy().astype(np.float64)
         stored = values.numpy().astype(dtype)
         lost = stored.astype(np.float64) - exact
         self.lost_most = max(self.lost_most, float(np.abs(lost).max()))

@@ -138,7 +138,8 @@ def plan_denoiser(config: DiffusionTrainingConfig, *, side: int, workers: int) -
     with FakeTensorMode(), torch.device("cpu"):
         denoiser = Denoiser(config.model)
         kept = kept_bytes(denoiser, lambda: denoise(denoiser, side, batch), bfloat16=bfloat16)
-    return Plan({"denoiser": count}, weights_bytes=count * (8 if config.optimizer.ema_decay else 4),
+    copies = 1 + bool(config.optimizer.ema_decay) + 2 * config.optimizer.posthoc
+    return Plan({"denoiser": count}, weights_bytes=count * 4 * copies,
                 optimizer_bytes=count * 3 * 4, activation_bytes=kept)
 
 

@@ -6,6 +6,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from models_at_random import awake
 
 from infd.config import DenoiserConfig, DiffusionConfig
 from infd.diffusion import objectives, samplers
@@ -81,7 +82,7 @@ def test_law_a_flow_is_a_straight_path_and_its_times_are_logit_normal():
 @pytest.mark.parametrize("sampler", DISCRETE)
 def test_law_an_image_depends_on_its_seed_and_not_on_its_batch(sampler):
     torch.manual_seed(0)
-    net, config = Denoiser(SMALL).eval(), DiffusionConfig()
+    net, config = awake(Denoiser(SMALL)).eval(), DiffusionConfig()
     many = samplers.sample(net, config, seeds=[5, 6, 7], side=4, steps=8, sampler=sampler)
     for i, seed in enumerate((5, 6, 7)):
         torch.manual_seed(seed)                                     # global generators play no part
@@ -95,7 +96,7 @@ def test_law_guidance_of_one_is_none_and_dropped_conditions_are_unconditional():
     z, t = torch.randn(2, 2, 4, 4), torch.tensor([10, 500])
     for config, given_ in ((replace(SMALL, condition="class", classes=3), {"labels": torch.tensor([0, 2])}),
                            (replace(SMALL, condition="text", context_dim=6), {"context": torch.randn(2, 5, 6)})):
-        net = Denoiser(config).eval()
+        net = awake(Denoiser(config)).eval()
         with torch.no_grad():
             said, plain = net(z, t, **given_), net(z, t)
             dropped = net(z, t, **given_, keep=torch.tensor([True, False]))

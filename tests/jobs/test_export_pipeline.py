@@ -38,7 +38,7 @@ KINDS: dict[str, dict[str, Any]] = {
     "kl-eps": {},
     "vq-v": {"quantizer": "vq", "objective": "v", "schedule": "scaled_linear", "beta_to": 0.012},
     "class": {"condition": "class", "classes": 2, "objective": "v", "p_unconditional": 0.1},
-    "text": {"condition": "text", "context_dim": 8},
+    "text": {"condition": "text", "context_dim": 8, "p_unconditional": 0.1},
     "flow": {"quantizer": "vq", "objective": "flow"},
 }
 """One of each: what differs from an unconditional KL with eps."""

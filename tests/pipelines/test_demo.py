@@ -64,7 +64,7 @@ def test_the_demo_reports_resumes_and_takes_away_only_its_own(stack, bucket, ima
     before = checkpoints(training), checkpoints(denoising)
     assert "/ldm-tiny-" in denoising
     assert checkpoint.pointed(training, "last") == checkpoint.pointed(denoising, "last") == 4
-    assert page.count('alt="generated, ') == 8 + 2 * (4 + 3) and "256 px of 16384 × 16384" in page
+    assert page.count('alt="generated, ') == 8 + 2 * (4 + 3) and "256 px of 2048 × 2048" in page
 
     capfd.readouterr()
     run()

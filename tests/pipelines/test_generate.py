@@ -7,39 +7,22 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
+from models_at_random import stage_two
 from PIL import Image
 
-from infd import checkpoint
-from infd.config import AutoencoderConfig, DenoiserConfig, DiffusionTrainingConfig, LoopConfig, SampleConfig, flat
+from infd.config import SampleConfig
 from infd.errors import CheckpointError, ConfigError
 from infd.generation.model import load_model
 from infd.generation.reconstruct import to_image
-from infd.models.autoencoder import Autoencoder
-from infd.models.denoiser import Denoiser
 from jobs import generate as job
 from pipelines.generate import Size, Zoom, generate, grid
 
 QUICK = SampleConfig(steps=2)
-SMALL = AutoencoderConfig(widths=(8, 16), blocks=1, mid_attention=False, z_dim=2, quantizer="kl", renderer_dim=8, norm_groups=4)
 
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory) -> str:
-    """A stage-two checkpoint of random networks; the zeros that a denoiser begins with would hide its part."""
-    torch.manual_seed(0)
-    config = DiffusionTrainingConfig(model=DenoiserConfig(widths=(8, 16), blocks=1, head_dim=8, norm_groups=4, z_dim=2),
-                                     loop=LoopConfig(steps=1, batch=1))
-    denoiser, autoencoder = Denoiser(config.model), Autoencoder(SMALL)
-    for parameter in denoiser.parameters():
-        torch.nn.init.normal_(parameter, std=0.2)
-    uri = str(tmp_path_factory.mktemp("model") / "checkpoint")
-    tensors = {f"{name}.{key}": value for name, part in (("denoiser", denoiser), ("autoencoder", autoencoder))
-               for key, value in part.state_dict().items()}
-    checkpoint.save(uri, model=tensors, train_state={}, meta={
-        "stage": "latent_diffusion", "step": 1, "config": flat(config), "metrics": {}, "groups": ["a"],
-        "autoencoder": {"config": flat(SMALL), "lowres_px": 32, "patch_px": 32}})
-    return uri
+    return stage_two(tmp_path_factory.mktemp("model") / "checkpoint")
 
 
 def pixels(path: Path) -> np.ndarray:
@@ -62,6 +45,7 @@ def test_law_a_seed_is_one_image_at_every_size_whatever_is_made_beside_it(model,
         assert np.abs(pixels(together / name) - pixels(alone / name)).max() <= 1
     assert np.abs(pixels(together / "seed-00000000-48x48.png") - pixels(together / "seed-00000001-48x48.png")).max() > 8
     assert pixels(together / "seed-00000001-70x40.png").shape == (40, 70, 3)
+    assert {path.name for path in (together / "small").iterdir()} == names
     with Image.open(together / "sheet.png") as sheet:
         assert sheet.width > 3 * 256
 
@@ -73,6 +57,7 @@ def test_law_images_that_are_there_are_kept_and_the_rest_is_made(model, tmp_path
     gone = (out / "seed-00000001-70x40.png").read_bytes()
     (out / "seed-00000001-70x40.png").unlink()
     stamp = kept.stat().st_mtime_ns
+    made(model, out / "below", count=3)                            # another run's images are not ours
     made(model, out, count=3)
     assert kept.stat().st_mtime_ns == stamp and kept.read_bytes() == before
     assert (out / "seed-00000001-70x40.png").read_bytes() == gone and len(list(out.glob("seed-*.png"))) == 6
@@ -117,6 +102,8 @@ def test_job_grid_is_one_page(model, tmp_path, capsys):
     (["--zoom", "1,2"], "expected y,x,side"),
     (["--group", "b"], r"group=b: the model has the classes \[\]"),
     (["--sampler", "heun"], "sampler=heun: the denoiser's objective is eps; use ddpm or ddim or dpm or unipc"),
+    (["--steps", "1500"], "steps=1500: must lie in 1 to 1000"),
+    (["--guidance", "7"], "guidance=7: must be 1; the model was trained without a condition"),
     (["--count", "0"], "at least one seed and one size"),
 ])
 def test_error_wishes_that_cannot_be(model, tmp_path, capsys, arguments, message):

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 import torch
+from models_at_random import stage_two
 from pictures import encoded, picture
 from PIL import Image
 from torch import nn
@@ -21,6 +22,7 @@ from infd import checkpoint
 from infd.config import flat
 from infd.errors import ConfigError, StackError
 from infd.generation.deep_zoom import DeepZoom
+from infd.generation.model import load_model
 from infd.generation.reconstruct import to_image
 from infd.models.autoencoder import Autoencoder
 from infd.models.fields import Field
@@ -162,3 +164,12 @@ def test_law_a_browser_shows_the_render(server, tmp_path):
         middle = np.array(render, float)[side // 4:side // 4 + inner, side // 4:side // 4 + inner]
         errors += [np.abs(seen[first:first + inner, column:column + inner] - middle).mean() for first in range(500 - inner)]
     assert min(errors) < 8 < np.median(errors)    # in the middle of a viewport whose height the browser chose
+
+
+def test_law_a_seed_is_shown_as_it_is_generated(tmp_path):
+    """A tile of a stage-two checkpoint's seed, against the render of the same seed."""
+    uri = stage_two(tmp_path / "checkpoint")
+    zoom = DeepZoom(open_field(uri, seed=7, steps=3), 300, 200, statistics="reference")
+    whole = load_model(uri).sample(7, steps=3).render(200, 300, statistics="reference")
+    tile = zoom.tile(zoom.last_level, 0, 0)
+    assert np.array_equal(tile, np.asarray(to_image(whole))[:tile.shape[0], :tile.shape[1]])

@@ -92,7 +92,8 @@ def test_error_the_gradient_jumps():
 
 def watch(steps: int = 2000) -> Watch:
     config = quantized("vq", z_dim=3, codebook_size=512)
-    return Watch(dataclasses.replace(config, loop=dataclasses.replace(config.loop, steps=steps, log_every=10)), workers=1)
+    loop = dataclasses.replace(config.loop, steps=steps, log_every=10)
+    return Watch.of_autoencoder(dataclasses.replace(config, loop=loop), workers=1)
 
 
 def told(seen: Watch, use: dict[range, float]) -> list[tuple[int, bool]]:

@@ -116,7 +116,8 @@ def test_law_a_killed_unit_is_encoded_again_to_the_same_bytes(dataset, latents, 
 
 def test_law_float16_rounds_as_the_manifest_says(dataset, latents, tmp_path):
     half = encoded(dataset, str(tmp_path / "half"), storage.join(latents.uri, "autoencoder"), LatentConfig(dtype="float16"))
-    most = max(float(np.abs(half.take("z", row).astype(np.float64) - latents.take("z", row)).max()) for row in range(len(half)))
+    most = max(float(np.abs(half.take(name, row).astype(np.float64) - latents.take(name, row)).max())
+               for name in ("z", "z_flip") for row in range(len(half)))
     assert half.info["rounding"]["most"] == pytest.approx(most, rel=1e-6) and 0 < half.info["rounding"]["relative"] < 1e-3
     assert latents.info["rounding"]["most"] == 0
     assert sum(s.bytes for s in half.manifest.shards) < 0.7 * sum(s.bytes for s in latents.manifest.shards)
@@ -144,13 +145,16 @@ def test_captions_and_embeddings_travel_with_the_latents(dataset, latents, tmp_p
     rows = [{"image_id": photos[row]["image_id"], "caption": f"photo {row}", "embedding": np.full((3, 5), row).tolist()}
             for row in reversed(range(len(photos)))]
     table = str(tmp_path / "captions.parquet")
-    pq.write_table(pa.Table.from_pylist(rows), table)
+    pq.write_table(pa.Table.from_pylist(rows), table, row_group_size=3)
     made = encoded(dataset, str(tmp_path / "out"), storage.join(latents.uri, "autoencoder"), table=table)
     assert made.context == (3, 5) and made[7]["caption"] == "photo 7"
     with LatentLoader(made, Order(made.manifest, latent_crop(flip=False), batch=4, seed=0), ldm_tiny().loader,
                       slots=range(4)) as read:
         batch = next(read)
     assert batch.context is not None and batch.context[:, 1, 2].tolist() == list(batch.rows)
+    pq.write_table(pa.Table.from_pylist([*rows, rows[3]]), table)
+    with pytest.raises(ConfigError, match=f"image_id={rows[3]['image_id']} is there twice"):
+        Conditions(table)
     pq.write_table(pa.Table.from_pylist(rows[1:]), table)
     with pytest.raises(ConfigError, match=f"no row for image_id={rows[0]['image_id']}"):
         encoded(dataset, str(tmp_path / "other"), storage.join(latents.uri, "autoencoder"), table=table)

@@ -1,6 +1,11 @@
 """The stage-two update: its loss on golden tensors, exact resume, micro-batches, conditions, and noise by sample."""
 
 import dataclasses
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,9 +16,11 @@ from infd.config import DenoiserConfig, DiffusionConfig, DiffusionTrainingConfig
 from infd.errors import ConfigError
 from infd.importers import denoiser as importer
 from infd.importers import official
+from infd.models.denoiser import Denoiser
 from infd.training.latent_diffusion import DiffusionStage, LatentBatch
 from infd.training.world import World
 
+ROOT = Path(__file__).resolve().parents[2]
 MODEL = DenoiserConfig(widths=(8, 16), blocks=1, head_dim=8, norm_groups=4, z_dim=2)
 
 
@@ -32,6 +39,80 @@ def batch(step: int, *, channels: int = 2, **conditions: Tensor) -> LatentBatch:
 def trained(stage: DiffusionStage, first: int, last: int) -> None:
     for step in range(first, last + 1):
         stage.step(batch(step), step)
+
+
+TWO_RANKS = """
+import sys
+sys.path[:0] = ["tests", "tests/training"]
+import torch
+from test_latent_diffusion import conditioned, share
+from infd.training.latent_diffusion import DiffusionStage
+from infd.training.world import join
+torch.set_num_threads(1)
+world = join("cpu")
+condition, cut, steps, out = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), sys.argv[4]
+stage = DiffusionStage(conditioned(condition), world=world)
+for step in range(1, steps + 1):
+    stage.step(share(condition, step, world.slots(4)), step)
+    if step == cut:
+        model, state = stage.model_state(), stage.train_state()
+        model, state = ({name: value.clone() for name, value in part.items()} for part in (model, state))
+        torch.manual_seed(999)
+        stage = DiffusionStage(conditioned(condition), world=world)
+        stage.load_state(model, state)
+if world.rank == 0:
+    torch.save({**stage.model_state(), **stage.train_state()}, out)
+world.leave()
+"""
+
+
+def conditioned(condition: str) -> DiffusionTrainingConfig:
+    """A small stage two with this condition, which is dropped now and then but for text."""
+    extra = {"none": {}, "class": {"classes": 3}, "text": {"context_dim": 5}}[condition]
+    dropped = DiffusionConfig(p_unconditional=0.5) if condition == "class" else DiffusionConfig()
+    return config(model=dataclasses.replace(MODEL, condition=condition, **extra), diffusion=dropped)  # pyright: ignore
+
+
+def share(condition: str, step: int, slots: range) -> LatentBatch:
+    """Those slots of the batch of a step."""
+    generator = torch.Generator().manual_seed(1000 + step)
+    more = {"class": {"labels": torch.randint(0, 3, (4,), generator=generator)},
+            "text": {"context": torch.randn(4, 2, 5, generator=generator)}}.get(condition, {})
+    whole = batch(step, **more)
+    cut = slice(slots.start, slots.stop)
+    labels, context = (value if value is None else value[cut] for value in (whole.labels, whole.context))
+    return LatentBatch(step, whole.g[cut], whole.moments[cut], labels, context)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("condition", ["none", "class", "text"])
+def test_law_two_ranks_learn_what_one_does_and_go_on_bit_for_bit(tmp_path, condition):
+    """Four steps on two ranks, undisturbed and taken up again after the second; and on one."""
+    def trained_on_two(cut: int) -> dict[str, Tensor]:
+        out = str(tmp_path / f"cut-{cut}.pt")
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = str(probe.getsockname()[1])
+        group = [subprocess.Popen([sys.executable, "-c", TWO_RANKS, condition, str(cut), "4", out], cwd=ROOT, env=os.environ | {
+            "RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}) for rank in range(2)]
+        try:
+            assert [process.wait(timeout=300) for process in group] == [0, 0]
+        finally:
+            for process in group:
+                process.kill()
+                process.wait()
+        return torch.load(out, weights_only=True)
+
+    whole, resumed = trained_on_two(0), trained_on_two(2)
+    alone = DiffusionStage(conditioned(condition), world=World())
+    for step in range(1, 5):
+        alone.step(share(condition, step, range(4)), step)
+    expected = {**alone.model_state(), **alone.train_state()}
+    assert whole.keys() == resumed.keys() == expected.keys()
+    for name, value in whole.items():
+        assert torch.equal(value, resumed[name]), name
+        if name.startswith("denoiser."):
+            torch.testing.assert_close(value, expected[name], rtol=1e-3, atol=1e-4, msg=name)
 
 
 @pytest.mark.parametrize("objective", ["eps", "v", "flow"])
@@ -123,3 +204,16 @@ def test_validation_is_the_same_each_time_and_follows_the_average():
     assert first == stage.validate() and first["val/loss"] > 0
     trained(stage, 1, 5)
     assert stage.validate() != first and stage.shown is stage.average and stage.finite()
+
+
+@pytest.mark.parametrize("condition", ["none", "class", "text"])
+def test_law_a_denoiser_begins_by_saying_nothing(condition):
+    """As published: the last layers of ResBlocks, attentions and of all are zeros."""
+    denoiser = Denoiser(conditioned(condition).model)
+    names = {name for name, value in denoiser.named_parameters() if not value.any() and name.endswith("weight")}
+    blocks = {name.rsplit(".conv2", 1)[0] for name, _ in denoiser.named_parameters() if ".conv2." in name}
+    assert {f"{block}.conv2.weight" for block in blocks} | {"net.conv_out.weight"} <= names
+    attentions = {name for name, _ in denoiser.named_parameters() if name.endswith(".to_out.0.weight")}
+    assert attentions and attentions <= names
+    with torch.no_grad():
+        assert not denoiser(torch.randn(2, 2, 8, 8), torch.tensor([3, 700])).any()
