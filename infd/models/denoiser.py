@@ -38,11 +38,11 @@ class Denoiser(nn.Module):
             labels = none if labels is None else labels
             return self.net(z_t, t, class_labels=labels if keep is None else torch.where(keep, labels, none)).sample
         if self.config.condition == "text":
-            none = self.no_caption.expand(len(z_t), 1 if context is None else context.shape[1], -1)
-            given = none if context is None else context
+            given = self.no_caption.expand(len(z_t), 1, -1) if context is None else context
+            none = self.no_caption.expand(len(z_t), given.shape[1], -1)
             # 0 * none: every parameter has a gradient, as a group of workers asks
-            context = given + 0 * none if keep is None else torch.where(keep[:, None, None], given, none)
-            return self.net(z_t, t, encoder_hidden_states=context).sample
+            told = given + 0 * none if keep is None else torch.where(keep[:, None, None], given, none)
+            return self.net(z_t, t, encoder_hidden_states=told).sample
         return self.net(z_t, t).sample
 
 
