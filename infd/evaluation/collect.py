@@ -54,10 +54,15 @@ def statistics(
         kept = load_features(beside) if keep else None
         return Statistics(moments.from_bytes(storage.read_bytes(where), name=where), kept)
     made = compute(source, cuts, network, batch=batch, keep=keep)
+    keep_at(where, beside, made, source, network)
+    return made
+
+
+def keep_at(where: str, beside: str, made: Statistics, source: Source, network: FeatureNetwork) -> None:
+    """Put moments at `where`, and the features, if kept, at `beside` before them."""
     if made.features is not None:
         storage.put_atomic(beside, safetensors.numpy.save({"features": made.features}))
     storage.put_atomic(where, moments.to_bytes(made.moments, {"source": source.describe(), "network": network.describe()}))
-    return made
 
 
 def compute(source: Source, cuts: Sequence[Cut], network: FeatureNetwork, *, batch: int, keep: bool) -> Statistics:

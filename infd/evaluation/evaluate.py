@@ -1,19 +1,20 @@
 """Carry out a protocol over image sources, in this process: `evaluate(protocol, a, b)` gives a Result.
 
-The pieces are fit for many workers too: a plan of cuts (crops.py), blocks of features and moments that add up (collect.py).
+The pieces are fit for many workers too: a plan of cuts (crops.py), blocks of features and moments that add up (collect.py),
+`pair_values` and `field_values` of any part of the pairs or fields, and for each kind a function that makes the Result.
 """
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from infd import config as configs
 from infd.evaluation import pixels
-from infd.evaluation.collect import Statistics, patches, statistics, versions
+from infd.evaluation.collect import Statistics, blocks, patches, statistics, versions
 from infd.evaluation.consistency import mean_shift, require_square, self_ssim
-from infd.evaluation.crops import Plan, plan
+from infd.evaluation.crops import Cut, Plan, plan
 from infd.evaluation.errors import EvaluationError, require_images
 from infd.evaluation.features import INCEPTION, FeatureNetwork, open_network
 from infd.evaluation.frechet import frechet
@@ -23,6 +24,13 @@ from infd.evaluation.protocols import Consistency, Distances, PairMetric, Pairs,
 from infd.evaluation.result import Metric, Result, metric
 from infd.evaluation.sources import Source, open_source
 from infd.evaluation.spectra import Spectrum, distance_db
+
+Collect = Callable[[Source, Sequence[Cut], bool], Statistics]
+"""The statistics of the cuts of a source; the flag: with the features themselves."""
+Values = dict[str, list[float]]
+"""Numbers of each metric, in the order of the pairs or fields. Those of parts add up by appending."""
+Couples = Sequence[tuple[str, tuple[int, ...]]]
+"""(name, index in each source) of images that belong together."""
 
 
 def evaluate(
@@ -41,8 +49,13 @@ def evaluate(
         case Distances():
             given = choices(protocol) if network is None else {
                 name: value for name, value in choices(protocol).items() if not name.startswith("network.")}
-            network = network or open_network(protocol.network, device=device)
-            return distances(protocol, *opened, cache=cache, network=network, given=given)
+            chosen = network or open_network(protocol.network, device=device)
+
+            def collect(source: Source, cuts: Sequence[Cut], keep: bool) -> Statistics:
+                return statistics(source, cuts, chosen, batch=protocol.batch, keep=keep,
+                                  cache=cache if source is opened[0] else "")
+
+            return distances(protocol, *opened, network=chosen, given=given, collect=collect)
         case Pairs():
             return pairs(protocol, *opened, device=device)
         case Consistency():
@@ -69,7 +82,7 @@ def choices(protocol: Protocol) -> dict[str, Any]:
 
 
 def distances(
-    protocol: Distances, a: Source, b: Source, *, cache: str, network: FeatureNetwork, given: dict[str, Any],
+    protocol: Distances, a: Source, b: Source, *, network: FeatureNetwork, given: dict[str, Any], collect: Collect,
 ) -> Result:
     """Distances between the features of two sets, for each seed. `given`: the choices to report."""
     found: dict[str, list[float]] = {}
@@ -79,8 +92,7 @@ def distances(
         cuts = plan(protocol.crops, a, b, seed=seed, count_a=protocol.count_a, count_b=protocol.count_b)
         counts = require_counts(protocol, cuts, a, b)
         keep = bool({"kid", "precision_recall"} & set(protocol.metrics))
-        sides = [statistics(source, cut, network, batch=protocol.batch, keep=keep, cache=where)
-                 for source, cut, where in ((a, cuts.a, cache), (b, cuts.b, ""))]
+        sides = [collect(source, cut, keep) for source, cut in ((a, cuts.a), (b, cuts.b))]
         for name, value in compared(protocol, sides[0], sides[1], network, errors):
             found.setdefault(name, []).append(value)
         notes = warnings(counts, network)
@@ -173,10 +185,20 @@ def matched(sources: Sequence[Source], count: int) -> list[tuple[str, tuple[int,
 
 def pairs(protocol: Pairs, a: Source, b: Source, *, device: str) -> Result:
     """Nearness of each image of b to its namesake in a."""
-    lpips = {name: pixels.LpipsMetric("vgg" if name == "lpips_vgg" else "alex", root=protocol.weights, device=device)
-             for name in protocol.metrics if name.startswith("lpips")}
-    found: dict[tuple[PairMetric, int], list[float]] = {}
+    lpips = open_lpips(protocol, device=device)
     couples = matched((a, b), protocol.count)
+    return pairs_result(protocol, a, b, couples, pair_values(protocol, a, b, couples, lpips), lpips=lpips, device=device)
+
+
+def open_lpips(protocol: Pairs, *, device: str) -> dict[str, pixels.LpipsMetric]:
+    """The LPIPS metrics that a protocol has, by name. Raises WeightsError."""
+    return {name: pixels.LpipsMetric("vgg" if name == "lpips_vgg" else "alex", root=protocol.weights, device=device)
+            for name in protocol.metrics if name.startswith("lpips")}
+
+
+def pair_values(protocol: Pairs, a: Source, b: Source, couples: Couples, lpips: Mapping[str, pixels.LpipsMetric]) -> Values:
+    """Each metric of some pairs; PSNR as mean squared errors, because those may be pooled. Keys: METRIC@SIZE or METRIC."""
+    found: Values = {}
     for _, (one, other) in couples:
         for size in protocol.sizes or (0,):
             truth, image = (sized(source, index, size) for source, index in ((a, one), (b, other)))
@@ -185,11 +207,23 @@ def pairs(protocol: Pairs, a: Source, b: Source, *, device: str) -> Result:
                     f"{b.address(other)}: {image.shape[1]}x{image.shape[0]}; {a.address(one)} is {truth.shape[1]}x"
                     f"{truth.shape[0]}; pairs must have one size; set sizes, to which both are brought")
             for name in protocol.metrics:
-                found.setdefault((name, size), []).append(score(name, truth, image, protocol, lpips))
-    equal = sum(value == 0 for (name, _), values in found.items() if name == "psnr" for value in values)
+                found.setdefault(pair_key(name, size), []).append(score(name, truth, image, protocol, lpips))
+    return found
+
+
+def pair_key(name: PairMetric, size: int) -> str:
+    return f"{name}@{size}" if size else name
+
+
+def pairs_result(
+    protocol: Pairs, a: Source, b: Source, couples: Couples, found: Values, *, lpips: Mapping[str, pixels.LpipsMetric],
+    device: str,
+) -> Result:
+    """The Result of the values of all pairs."""
+    equal = sum(value == 0 for key, values in found.items() if key.split("@")[0] == "psnr" for value in values)
     return Result(
         protocol=protocol.name, choices=choices(protocol) | {"device": device, "resize": "centre square, Lanczos"},
-        metrics=tuple(pair_metric(name, size, values, protocol) for (name, size), values in found.items()),
+        metrics=tuple(pair_metric(key, values, protocol) for key, values in found.items()),
         sources=(a.describe(), b.describe()), counts={"pairs": len(couples)}, items=tuple(name for name, _ in couples),
         networks=tuple({"name": name, "weights_sha256": one.sha256, "input": "x / 127.5 - 1"} for name, one in lpips.items()),
         notes=(f"{equal} compared images are equal: their PSNR is infinite and does not count",) if equal else (),
@@ -218,13 +252,12 @@ def score(
             return lpips[name](truth, image)
 
 
-def pair_metric(name: PairMetric, size: int, values: list[float], protocol: Pairs) -> Metric:
+def pair_metric(key: str, values: list[float], protocol: Pairs) -> Metric:
     """The figure of one metric at one side."""
-    if name.startswith("psnr"):
+    if key.startswith("psnr"):
         pool = protocol.psnr_pool
         values = [pixels.psnr_db(float(np.mean(values[start:start + pool]))) for start in range(0, len(values), pool)]
-    better = "lower" if name.startswith("lpips") else "higher"
-    return metric(f"{name}@{size}" if size else name, values, better=better, over="images")
+    return metric(key, values, better="lower" if key.startswith("lpips") else "higher", over="images")
 
 
 # ---------------------------------------------------------------- one set at several sides
@@ -232,15 +265,31 @@ def pair_metric(name: PairMetric, size: int, values: list[float], protocol: Pair
 
 def consistency(protocol: Consistency, sources: Sequence[Source]) -> Result:
     """Means over fields of the SelfSSIM matrix and of the shift from each side to its double."""
+    fields = matched_fields(protocol, sources)
+    return consistency_result(protocol, sources, fields, field_values(protocol, sources, fields))
+
+
+def matched_fields(protocol: Consistency, sources: Sequence[Source]) -> Couples:
+    """The fields that all sources render. Raises EvaluationError: fewer than two sources, or two of one side."""
     if len(sources) < 2:
         raise EvaluationError(f"protocol {protocol.name}: {len(sources)} source; expected one a side, two at least; name more")
     fields = matched(sources, protocol.count)
-    sides = [source.sides(indices[0]).width for source, indices in zip(sources, zip(*(at for _, at in fields), strict=True),
-                                                                      strict=True)]
+    sides = sides_of(sources, fields)
     if len(set(sides)) != len(sides):
         raise EvaluationError(f"protocol {protocol.name}: renders of sides {sides}; expected a side of its own in each source; "
                               "name one source a side")
-    found: dict[str, list[float]] = {}
+    return fields
+
+
+def sides_of(sources: Sequence[Source], fields: Couples) -> list[int]:
+    """The side of each source's renders, by that of its first field."""
+    return [source.sides(index).width for source, index in zip(sources, fields[0][1], strict=True)]
+
+
+def field_values(protocol: Consistency, sources: Sequence[Source], fields: Couples) -> Values:
+    """Each metric of some fields. Raises EvaluationError naming a render of another side than its source's first."""
+    found: Values = {}
+    sides = sides_of(sources, fields)
     for _, indices in fields:
         renders: dict[int, np.ndarray] = {}
         for source, index, side in zip(sources, indices, sides, strict=True):
@@ -251,11 +300,16 @@ def consistency(protocol: Consistency, sources: Sequence[Source]) -> Result:
                 raise EvaluationError(f"{source.address(index)}: {error}") from error
         for name, value in field_consistency(protocol, renders):
             found.setdefault(name, []).append(value)
+    return found
+
+
+def consistency_result(protocol: Consistency, sources: Sequence[Source], fields: Couples, found: Values) -> Result:
+    """The Result of the values of all fields."""
     return Result(
         protocol=protocol.name, choices=choices(protocol), items=tuple(name for name, _ in fields), versions=versions(),
         metrics=tuple(metric(name, values, over="images", better="lower" if name.startswith("mean_shift") else "higher")
                       for name, values in found.items()),
-        sources=tuple(source.describe() for source in sources), counts={"fields": len(fields), "sides": len(sides)})
+        sources=tuple(source.describe() for source in sources), counts={"fields": len(fields), "sides": len(sources)})
 
 
 def field_consistency(protocol: Consistency, renders: Mapping[int, np.ndarray]) -> Iterator[tuple[str, float]]:
@@ -277,15 +331,31 @@ def field_consistency(protocol: Consistency, renders: Mapping[int, np.ndarray]) 
 
 def spectra(protocol: Spectra, a: Source, b: Source) -> Result:
     """Mean power spectra of both sets, and how far apart they are."""
-    cuts = plan(protocol.crops, a, b, seed=protocol.seed, count_a=protocol.count_a, count_b=protocol.count_b)
+    cuts = spectra_plan(protocol, a, b)
     side = protocol.crops.p
-    sums = [sum((Spectrum.of(patch) for patch in patches(source, cut)), Spectrum.empty(side))
-            for source, cut in ((a, cuts.a), (b, cuts.b))]
-    found = distance_db(*sums)
+    return spectra_result(protocol, a, b, spectrum(a, cuts.a, side=side), spectrum(b, cuts.b, side=side))
+
+
+def spectra_plan(protocol: Spectra, a: Source, b: Source) -> Plan:
+    return plan(protocol.crops, a, b, seed=protocol.seed, count_a=protocol.count_a, count_b=protocol.count_b)
+
+
+def spectrum(source: Source, cuts: Sequence[Cut], *, side: int) -> Spectrum:
+    """Of some cuts, each side x side: block by block, so that blocks made elsewhere add up to the same bits."""
+    return sum((block_spectrum(source, block, side=side) for block in blocks(cuts)), Spectrum.empty(side))
+
+
+def block_spectrum(source: Source, cuts: Sequence[Cut], *, side: int) -> Spectrum:
+    return sum((Spectrum.of(patch) for patch in patches(source, cuts)), Spectrum.empty(side))
+
+
+def spectra_result(protocol: Spectra, a: Source, b: Source, of_a: Spectrum, of_b: Spectrum) -> Result:
+    """The Result of the spectra of all cuts."""
+    found = distance_db(of_a, of_b)
     return Result(
         protocol=protocol.name, choices=choices(protocol), versions=versions(),
         metrics=(metric(f"spectrum_db{protocol.crops.suffix}", [found], better="lower"),),
-        sources=(a.describe(), b.describe()), counts={"a": sums[0].count, "b": sums[1].count},
-        curves={"cycles_per_image": tuple(map(float, range(side // 2 + 1))), "power_a": tuple(sums[0].power.tolist()),
-                "power_b": tuple(sums[1].power.tolist())},
+        sources=(a.describe(), b.describe()), counts={"a": of_a.count, "b": of_b.count},
+        curves={"cycles_per_image": tuple(map(float, range(of_a.side // 2 + 1))), "power_a": tuple(of_a.power.tolist()),
+                "power_b": tuple(of_b.power.tolist())},
         notes=() if math.isfinite(found) else ("the distance is not finite",))

@@ -57,7 +57,7 @@ def starting_at_zero(net: nn.Module) -> nn.Module:
         if isinstance(module, ResnetBlock2D):
             last.append(module.conv2)
         elif isinstance(module, Attention):
-            last.append(module.to_out[0])
+            last.append(cast(Any, module).to_out[0])
     for layer in last:
         nn.init.zeros_(layer.weight)
         nn.init.zeros_(layer.bias)
