@@ -20,7 +20,7 @@ from infd import checkpoint, storage
 from infd.config import IngestConfig, digest
 from infd.data.photo import decode
 from infd.data.snapshot import Dataset, open_dataset
-from infd.errors import ConfigError, InfdError, PhotoError, TrainingError
+from infd.errors import ConfigError, InfdError, PhotoError
 from infd.fetching import get_weights
 from infd.generation.load import load_autoencoder
 from infd.generation.reconstruct import compare, subject, view_of
@@ -84,11 +84,8 @@ def run_demo(*, images: str, folder: Path, submit: Submit, started_s: float, ste
         notice += (" So few photographs were given that none fell into the held-out part: "
                    "training saw all of them.")
     with clock("train"):
-        code = submit(["python", "jobs/train_ae.py", PRESET, "--dataset", opened.snapshot_uri, "--run", run, "--workers", "2",
-                       *options])
-    if code:
-        raise TrainingError(f"the training job ended with {code}; its log is above and on the Ray dashboard; "
-                            "mend the cause and run make demo again: it goes on from the last checkpoint")
+        demo_samples.train(run, ["python", "jobs/train_ae.py", PRESET, "--dataset", opened.snapshot_uri, "--run", run,
+                                 "--workers", "2", *options], submit=submit, steps=steps or config.loop.steps)
     drawn = demo_samples.draw(opened, run, submit=submit, clock=clock, steps=steps)
     with clock("render and report"):
         record = DemoRecord(

@@ -23,7 +23,7 @@ from pipelines.ingest import ingest
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIG = IngestConfig(codec="png", tile_px=64, min_side_px=48, shard_bytes=30_000)
-KILLS, FEW_KILLS, REFRESH_KILLS, JOB_KILLS = 20, 4, 2, 4
+KILLS, FEW_KILLS, REFRESH_KILLS, JOB_KILLS = 20, 4, 3, 4
 
 WITHOUT_RAY = """
 import sys
@@ -199,7 +199,7 @@ def without_leftovers(dataset: str) -> dict[str, bytes]:
     return {name: data for name, data in readers_see(dataset).items() if not name.endswith((storage.PARTIAL, storage.LOCK))}
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_law_a_refresh_killed_at_random_points_ends_the_same(grown, tmp_path):
     start, seen, usual_s = grown
     expected = {name: data for name, data in seen.items() if not name.endswith(storage.LOCK)}

@@ -221,7 +221,8 @@ def test_job_card_names_data_config_metrics_licences_and_condition(exported):
         assert part in card.text, part
     assert "speed/" not in card.text and "loader." not in card.text
     assert ("0 `cats`, 1 `dogs`.\n2 stands for none: it was left out of 0.1 of the" in card.text) == (kind == "class")
-    assert ("(S, 8), which goes into `unet`" in card.text) == ("but it was never left out" in card.text) == (kind == "text")
+    assert ("(S, 8), which goes into `unet`" in card.text) == (kind == "text")
+    assert "but it was never left out" not in card.text
     names = [str(path.relative_to(out)) for path in Path(out).rglob("*") if path.is_file()]
     assert sorted(names) == sorted([
         "README.md", "model_index.json", "scheduler/scheduler_config.json", "unet/config.json",
@@ -276,6 +277,11 @@ def test_job_card_tells_what_the_autoencoder_started_from_where_it_is_known(tmp_
     assert export.main([uri, "--out", str(tmp_path / "out")]) == 0
     text = (tmp_path / "out" / "README.md").read_text()
     assert "| autoencoder: licence | openrail |" in text and "random weights" not in text
+
+
+def test_job_card_says_so_where_a_caption_was_never_left_out(tmp_path):
+    assert export.main([saved(tmp_path, "text", p_unconditional=0.0), "--out", str(tmp_path / "out")]) == 0
+    assert "but it was never left out in training" in (tmp_path / "out" / "README.md").read_text()
 
 
 def test_job_card_shows_a_class_where_none_was_never_trained(tmp_path):

@@ -66,9 +66,8 @@ def test_the_demo_reports_resumes_and_takes_away_only_its_own(stack, bucket, ima
     assert checkpoint.pointed(training, "last") == checkpoint.pointed(denoising, "last") == 4
     assert page.count('alt="generated, ') == 8 + 2 * (4 + 3) and "256 px of 2048 × 2048" in page
 
-    capfd.readouterr()
+    monkeypatch.setattr(submit, "submit_or_follow", None)          # nothing is left to submit
     run()
-    assert capfd.readouterr().out.count("finished at step 4 already; nothing to do") == 2
     assert (checkpoints(training), checkpoints(denoising)) == before
 
     from mlflow.tracking import MlflowClient
