@@ -15,6 +15,9 @@ BIN := $(dir $(PY))
 export UV_FIND_LINKS ?= $(or $(PIP_FIND_LINKS),$(shell $(BASE_PYTHON) -m pip config get global.find-links 2>/dev/null))
 export UV_LINK_MODE ?= copy
 TEST_FLAGS ?=
+# Two processes share the tests as tests/conftest.py says.
+TEST_PROCESSES ?= 2
+IN_PARALLEL := -n $(TEST_PROCESSES) --no-loadscope-reorder
 
 .PHONY: setup test test-fast test-long check up down status demo demo-clean bench doctor lock clean
 
@@ -26,10 +29,10 @@ setup: $(READY)
 	touch $@
 
 test: $(READY)
-	$(PY) -m pytest -m "not long" $(TEST_FLAGS)
+	$(PY) -m pytest $(IN_PARALLEL) -m "not long" $(TEST_FLAGS)
 
 test-fast: $(READY)
-	$(PY) -m pytest -m "not long and not slow" $(TEST_FLAGS)
+	$(PY) -m pytest $(IN_PARALLEL) -m "not long and not slow" $(TEST_FLAGS)
 
 test-long: $(READY)
 	$(PY) -m pytest -m long $(TEST_FLAGS)

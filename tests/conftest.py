@@ -5,7 +5,7 @@ import secrets
 import signal
 import uuid
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -18,6 +18,7 @@ os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
 import pytest
 import torch
 from hypothesis import HealthCheck, settings
+from xdist.scheduler import LoadFileScheduling
 
 if TYPE_CHECKING:
     from infra import local
@@ -27,6 +28,28 @@ settings.load_profile("infd")
 torch.set_num_threads(1)
 # A shell that starts the tests in the background has them ignore Ctrl+C, and all programs that they start.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+# ---------------------------------------------------------------- two processes
+
+
+STACKS = ("tests/pipelines/", "tests/infra/")
+"""One of the processes runs all of these, first because they take longest; others take the rest, file by file."""
+
+
+class Scheduling(LoadFileScheduling):
+    """Which tests must run in one process, after another."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        return "stacks" if nodeid.startswith(STACKS) else super()._split_scope(nodeid)
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Scheduling:
+    return Scheduling(config, log)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: not item.nodeid.startswith(STACKS))
+
 
 # ---------------------------------------------------------------- the local stack, for tests marked slow
 
