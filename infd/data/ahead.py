@@ -62,7 +62,7 @@ class FetchAhead:
         """End the threads; fetches under way are waited for."""
         with self._changed:
             self._closed = True
-            self._changed.notify()
+            self._changed.notify_all()  # an interrupt within notify() leaves a waiter behind that would take this one
         self._thread.join()
         self._pool.shutdown(wait=True, cancel_futures=True)
 

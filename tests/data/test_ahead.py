@@ -123,3 +123,19 @@ def test_law_a_failed_fetch_is_logged_and_the_walk_goes_on(caplog: pytest.LogCap
         walk.reached(100)
         cache.wait_for(needed(steps_within(900, 100)))
     assert "fetching ahead: s3://b/x: gone" in caplog.text
+
+
+def test_law_an_interrupt_within_a_notify_does_not_keep_close_waiting():
+    """Ctrl+C between the two halves of Condition.notify leaves a waiter that was woken already in the queue."""
+    cache = Fetches()
+    walk = FetchAhead(ORDER, cache, MANIFEST.shards, slots=SLOTS, start_step=0, budget_bytes=1)  # pyright: ignore
+    cache.wait_for(needed(range(1)))
+    woken = threading.Lock()
+    woken.acquire()
+    with walk._changed:
+        assert walk._changed.wait_for(lambda: walk._changed._waiters, timeout=30)                # pyright: ignore
+        walk._changed._waiters.appendleft(woken)                                                 # pyright: ignore
+    closing = threading.Thread(target=walk.close, daemon=True)
+    closing.start()
+    closing.join(30)
+    assert not closing.is_alive()
