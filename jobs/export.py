@@ -20,7 +20,7 @@ class Export:
     """
 
     checkpoint: Annotated[str, tyro.conf.Positional]
-    """Checkpoint folder, or RUN/checkpoints/last or /best."""
+    """Checkpoint folder, RUN/checkpoints/last or /best, or models:/NAME@best."""
     out: str
     """Folder to write, new or empty: a path or an s3:// address."""
     licence: str = ""

@@ -13,6 +13,7 @@ from infd.data.photo import REASONS, decode
 from infd.errors import ConfigError, PhotoError
 from infd.generation.load import load_autoencoder
 from infd.generation.reconstruct import compare, deep_zoom, reconstruct, sheet, subject, view_of
+from infd.generation.registry import resolve
 from pipelines.progress import duration
 
 logger = logging.getLogger(__name__)
@@ -30,6 +31,7 @@ def reconstruct_files(uri: str, images: Sequence[str], *, sizes: Sequence[int], 
     if not images or not sizes or min(sizes) < 1:
         raise ConfigError(f"images={list(images)}, sizes={list(sizes)}: at least one of each, sizes above 0")
     require_own_stems(images)
+    uri = resolve(uri)
     autoencoder = load_autoencoder(uri, device=device)
     lowres_px = int(checkpoint.load(uri).meta["config"]["crop.lowres_px"])
     rows = []

@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from infd import checkpoint, storage
 from infd.errors import StorageError
 from infd.exporters import autoencoder, pipeline
+from infd.generation.registry import resolve
 from infd.importers.mapping import some
 
 logger = logging.getLogger(__name__)
@@ -28,7 +29,7 @@ def export(
     layout; ConfigError: an option that does not go with it; StorageError: `out` is taken.
     """
     require_free(out)
-    found = checkpoint.load(uri)
+    found = checkpoint.load(resolve(uri))
     stage = pipeline if found.meta.get("stage") == "latent_diffusion" else autoencoder
     contents = stage.contents(found, licence=licence, scaling_factor=scaling_factor, replicate_padding=replicate_padding)
     write_folder(out, contents)

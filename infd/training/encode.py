@@ -23,6 +23,7 @@ from infd.data.latents import AUTOENCODER, MANIFEST, LatentWriter, Layout, Pins,
 from infd.data.snapshot import Dataset, counts, open_dataset, read_table, split_address
 from infd.errors import CheckpointError, DatasetError
 from infd.generation.load import autoencoder_config, load_autoencoder, shown_weights
+from infd.generation.registry import resolve
 from infd.models.autoencoder import Autoencoder
 
 TEMPORARY = "infd-latents-"
@@ -34,7 +35,7 @@ READERS = 4
 
 def pins_of(snapshot: str, autoencoder: str, config: LatentConfig, conditions_sha256: str | None = None) -> Pins:
     """What latents of this snapshot by this checkpoint are of. Raises CheckpointError, DatasetError."""
-    found = checkpoint.load(autoencoder)
+    found = checkpoint.load(resolve(autoencoder))
     autoencoder_config(found)
     settings = {name: value for name, value in flat(config).items() if name != "batch"}
     return Pins(snapshot=open_dataset(snapshot).snapshot_uri, checkpoint=found.uri, settings=settings,
