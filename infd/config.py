@@ -306,8 +306,60 @@ class LoopConfig:
                 f"must be a multiple of checkpoint_every={self.checkpoint_every}, so that the best step has a checkpoint")
 
 
+@dataclass(frozen=True, kw_only=True)
+class ReconstructionConfig:
+    """Reconstructions of val photos while stage one trains; where they are made they choose `best`."""
+
+    every: int = 0
+    """Steps between two evaluations, a multiple of loop.checkpoint_every; 0: none."""
+    photos: int = 64
+    """Photos of the val split, the first of those that are large enough."""
+    sizes: tuple[int, ...] = (256,)
+    """Sides to which photos and renders are made, pixels."""
+    metrics: tuple[Literal["lpips_vgg", "lpips_alex", "psnr", "psnr_y", "ssim", "ssim_y"], ...] = ("lpips_vgg", "psnr", "ssim")
+    """The first of them, at the first size, chooses `best`. One whose weights are absent is left out with a warning."""
+
+    def __post_init__(self) -> None:
+        require(self.every >= 0, "evaluation.every", self.every, "must not be negative")
+        require(self.photos >= 1, "evaluation.photos", self.photos, "must be at least 1")
+        require(bool(self.metrics), "evaluation.metrics", self.metrics, "must name at least one")
+        require(bool(self.sizes) and min(self.sizes) >= 16, "evaluation.sizes", self.sizes, "must be at least 16 each")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamplesConfig:
+    """Samples against val photos while stage two trains; where they are made they choose `best`."""
+
+    every: int = 0
+    """Steps between two evaluations, a multiple of loop.checkpoint_every; 0: none."""
+    images: int = 1000
+    """Seeds that are drawn, 0 to images - 1, and val photos that they are compared with (fewer where there are fewer)."""
+    side: int = 256
+    """Of both, pixels."""
+    steps: int = 50
+    """Of the sampler."""
+    metrics: tuple[Literal["kid", "frechet"], ...] = ("kid", "frechet")
+    """The first chooses `best`: KID is unbiased at small counts, the Fréchet distance is not."""
+    network: Literal["inception-v3-compat", "efficientnet-lite0", "lpips-vgg", "lpips-alex"] = "inception-v3-compat"
+    """Of the features. Where its weights are absent nothing is evaluated, with a warning."""
+
+    def __post_init__(self) -> None:
+        require(self.every >= 0, "evaluation.every", self.every, "must not be negative")
+        require(self.images >= 2, "evaluation.images", self.images, "must be at least 2")
+        require(self.side >= 16, "evaluation.side", self.side, "must be at least 16")
+        require(self.steps >= 1, "evaluation.steps", self.steps, "must be at least 1")
+        require(bool(self.metrics), "evaluation.metrics", self.metrics, "must name at least one")
+
+
+def require_checkpoints(every: int, loop: LoopConfig) -> None:
+    """Raise ConfigError unless each evaluation falls on a checkpoint, which alone can be `best`."""
+    require(every % loop.checkpoint_every == 0, "evaluation.every", every,
+            f"must be a multiple of loop.checkpoint_every={loop.checkpoint_every}")
+
+
 OPERATIONAL = ("loader.", "loop.compiled", "loop.channels_last", "loop.steps", "loop.log_every", "loop.checkpoint_every",
-               "loop.keep_every", "loop.validate_every", "loop.validate_samples", "loop.preview_", "preview_steps")
+               "loop.keep_every", "loop.validate_every", "loop.validate_samples", "loop.preview_",
+               "preview_steps", "evaluation.")
 """Fields that may differ between a checkpoint and the run that resumes it."""
 
 
@@ -329,11 +381,14 @@ class AutoencoderTrainingConfig:
     """Steps and batch."""
     loader: LoaderConfig = LoaderConfig()
     """Reading."""
+    evaluation: ReconstructionConfig = ReconstructionConfig()
+    """Figures while it trains."""
     freeze: tuple[str, ...] = ()
     """Parts of the autoencoder that keep the weights they start from: encoder (with quant_conv and quantizer), decoder."""
 
     def __post_init__(self) -> None:
         require(not self.optimizer.posthoc, "optimizer.posthoc", self.optimizer.posthoc, "is of stage two alone")
+        require_checkpoints(self.evaluation.every, self.loop)
         for part in self.freeze:
             require(part in ("encoder", "decoder"), "freeze", part, "expected encoder or decoder")
         side, factor = self.crop.lowres_px, self.model.factor
@@ -441,6 +496,8 @@ class DiffusionTrainingConfig:
     """Steps and batch."""
     loader: LoaderConfig = LoaderConfig()
     """Reading."""
+    evaluation: SamplesConfig = SamplesConfig()
+    """Figures while it trains."""
     flip: bool = False
     """Take the latents of mirrored photographs for every other sample, at random; the published code does not."""
     preview_steps: int = 50
@@ -448,6 +505,7 @@ class DiffusionTrainingConfig:
 
     def __post_init__(self) -> None:
         require(self.preview_steps >= 1, "preview_steps", self.preview_steps, "must be at least 1")
+        require_checkpoints(self.evaluation.every, self.loop)
         require(self.model.condition != "none" or self.diffusion.p_unconditional == 0, "diffusion.p_unconditional",
                 self.diffusion.p_unconditional, "must be 0 without a condition to drop")
 

@@ -17,6 +17,8 @@ from infd.config import (
     LoopConfig,
     LossConfig,
     OptimizerConfig,
+    ReconstructionConfig,
+    SamplesConfig,
     flat,
     unflat,
 )
@@ -56,6 +58,7 @@ def small() -> AutoencoderTrainingConfig:
         loop=LoopConfig(
             steps=30_000, batch=16, precision="bfloat16", compiled=True, log_every=50, checkpoint_every=2_500,
             keep_every=30_000, validate_every=2_500, validate_samples=128, preview_every=2_500),
+        evaluation=ReconstructionConfig(every=10_000),
     )
 
 
@@ -68,6 +71,7 @@ def ffhq_1024() -> AutoencoderTrainingConfig:
         model=AutoencoderConfig(),
         crop=CropConfig(),
         loop=LoopConfig(steps=1_000_000, batch=8),
+        evaluation=ReconstructionConfig(every=50_000, photos=256, sizes=(256, 512)),
     )
 
 
@@ -133,7 +137,7 @@ def ldm_small() -> DiffusionTrainingConfig:
                                   decay_from_step=30_000, decay_to_step=50_000, clip_norm=1.0),
         loop=LoopConfig(steps=50_000, batch=64, precision="bfloat16", compiled=True, channels_last=True, log_every=100,
                         checkpoint_every=5_000, keep_every=50_000, validate_every=5_000, preview_every=5_000),
-        flip=True)
+        evaluation=SamplesConfig(every=10_000), flip=True)
 
 
 def ldm_ffhq_1024() -> DiffusionTrainingConfig:
@@ -141,7 +145,7 @@ def ldm_ffhq_1024() -> DiffusionTrainingConfig:
 
     Source: INFD supplement J.1, J.2; published configuration dm_ffhq.
     """
-    return DiffusionTrainingConfig(loop=LoopConfig(steps=600_000, batch=48))
+    return DiffusionTrainingConfig(loop=LoopConfig(steps=600_000, batch=48), evaluation=SamplesConfig(every=50_000))
 
 
 def ldm_ffhq_6k_mix() -> DiffusionTrainingConfig:
@@ -151,7 +155,7 @@ def ldm_ffhq_6k_mix() -> DiffusionTrainingConfig:
 
 def ldm_mountains_2k() -> DiffusionTrainingConfig:
     """The paper's Mountains: as FFHQ, 1.7 million steps. Source: INFD supplement J.2."""
-    return DiffusionTrainingConfig(loop=LoopConfig(steps=1_700_000, batch=48))
+    return replace(ldm_ffhq_1024(), loop=LoopConfig(steps=1_700_000, batch=48))
 
 
 DIFFUSION: dict[str, Callable[[], DiffusionTrainingConfig]] = {

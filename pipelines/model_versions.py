@@ -67,8 +67,9 @@ def model_of(client: "MlflowClient", run: Run[TrainingConfig]) -> str:
 
 
 def figures(uri: str) -> dict[str, Any]:
-    """Tags of a checkpoint's version: its step, and validation's figures where it was validated at this very step."""
+    """Tags of a checkpoint's version: its step, and the figures that were made at this very step."""
     meta = checkpoint.load(uri).meta
     step, every, steps = meta["step"], meta["config"]["loop.validate_every"], meta["config"]["loop.steps"]
     shown = ("val/loss", "val/psnr", "val/lpips") if step % every == 0 or step == steps else ()
+    shown += tuple(name for name in meta["metrics"] if name.startswith("eval/"))
     return {"step": step} | {name: f"{meta['metrics'][name]:.5g}" for name in shown if name in meta["metrics"]}

@@ -26,7 +26,9 @@ class ProgressObserver:
 
     def log(self, step: int, metrics: Metrics) -> None:
         if "train/loss" not in metrics:
-            logger.info("step %d: validation %s", step, figures(metrics, ("val/loss", "val/psnr", "val/lpips")))
+            judged = tuple(name for name in metrics if name.startswith("eval/"))
+            what, shown = ("evaluation", judged) if judged else ("validation", ("val/loss", "val/psnr", "val/lpips"))
+            logger.info("step %d: %s %s", step, what, figures(metrics, shown))
             return
         if sys.stderr.isatty():
             self._move_bar(step, metrics)

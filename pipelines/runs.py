@@ -185,7 +185,8 @@ def best_text(run: Facts) -> str:
     if run.best is None:
         return "none yet"
     told = figures_text(run.best, "val/") if best_loss(run) is not None else "not validated; the dataset has no val photos"
-    return f"step {run.best.step}: {told}"
+    judged = ", ".join(f"{name} {value:.4g}" for name, value in run.best.meta["metrics"].items() if name.startswith("eval/"))
+    return f"step {run.best.step}: {told}{f'; {judged}' if judged else ''}"
 
 
 def best_loss(run: Facts) -> float | None:

@@ -26,7 +26,7 @@ from infd.evaluation.sources import Source, in_order
 logger = logging.getLogger(__name__)
 
 FORMAT = "infd-statistics-1"
-BLOCK = 512
+BLOCK = 128
 READ_THREADS = 2
 
 

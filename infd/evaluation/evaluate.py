@@ -161,7 +161,18 @@ def warnings(counts: tuple[int, int], network: FeatureNetwork) -> tuple[str, ...
 
 
 def matched(sources: Sequence[Source], count: int) -> list[tuple[str, tuple[int, ...]]]:
-    """(name without ending, index in each source), sorted by name. Raises EvaluationError naming one that lacks a partner."""
+    """(name without ending, index in each source), sorted by name; by place where all have the same names in the same order,
+    as a dataset and its reconstructions, in which names may repeat. Raises EvaluationError naming one that lacks a partner.
+    """
+    names = [[source.name(index) for index in range(len(source))] for source in sources]
+    if all(one == names[0] for one in names):
+        require_images(len(names[0]), count, what=sources[0].uri, rule="the count that was asked for")
+        places = sorted((name.rsplit(".", 1)[0], index) for index, name in enumerate(names[0]))
+        return [(stem, (index,) * len(sources)) for stem, index in places[:count or None]]
+    return matched_by_name(sources, count)
+
+
+def matched_by_name(sources: Sequence[Source], count: int) -> list[tuple[str, tuple[int, ...]]]:
     tables: list[dict[str, int]] = []
     for source in sources:
         table: dict[str, int] = {}

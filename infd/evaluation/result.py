@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
@@ -12,6 +13,8 @@ from infd import storage
 from infd.evaluation.errors import EvaluationError
 
 FORMAT = "infd-evaluation-1"
+FORBIDDEN = re.compile(r"[^\w\-. :/]")
+"""What MLflow does not take in the name of a metric."""
 NOT_FINITE = {"inf": math.inf, "-inf": -math.inf, "nan": math.nan}
 """How JSON, which has no word for them, holds such numbers."""
 
@@ -97,6 +100,11 @@ class Result:
     def write(self, uri: str) -> None:
         """The JSON at an address, whole or not at all."""
         storage.put_atomic(uri, self.to_json())
+
+
+def tracked_name(name: str) -> str:
+    """eval/frechet_48/64.efficientnet-lite0 of frechet_48/64[efficientnet-lite0]: as training and trackers have it."""
+    return "eval/" + FORBIDDEN.sub(".", name).rstrip(".")
 
 
 def read_result(uri: str) -> Result:

@@ -17,7 +17,7 @@ from infd.data.snapshot import Dataset, open_dataset
 from infd.errors import DatasetError
 from infd.generation.reconstruct import View, compare, deep_zoom, sheet, subject
 from infd.losses.perceptual import Lpips
-from infd.training import interruption
+from infd.training import evaluation, interruption
 from infd.training.alarms import Alarm, Watch
 from infd.training.autoencoder import AutoencoderStage
 from infd.training.loop import Metrics
@@ -84,6 +84,7 @@ class AutoencoderWork:
                  loader: Loader, *, workers: int) -> None:
         self.run, self.stage, self.dataset, self.order, self.loader = run, stage, dataset, order, loader
         self.watch = Watch.of_autoencoder(run.config, workers=workers)
+        self.evaluation = evaluation.reconstructions(run.config, dataset, shown=lambda: self.stage.shown, world=stage.world)
 
     def alarms(self, step: int, metrics: Metrics) -> list[Alarm]:
         return self.watch.look(step, metrics)

@@ -3,7 +3,7 @@
 import copy
 import io
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -16,12 +16,13 @@ from infd import checkpoint, storage
 from infd.config import DiffusionTrainingConfig, flat
 from infd.data.latents import LatentBatch, LatentLoader, Latents, latent_crop, open_latents
 from infd.data.order import Order, validation_samples
+from infd.data.snapshot import open_dataset
 from infd.errors import CheckpointError, ConfigError
 from infd.generation.load import load_autoencoder
 from infd.generation.model import Model
 from infd.generation.reconstruct import PANEL, Panel, sheet, to_image
 from infd.models.fields import Box
-from infd.training import interruption, posthoc
+from infd.training import evaluation, interruption, posthoc
 from infd.training.alarms import Alarm, Watch
 from infd.training.latent_diffusion import DiffusionStage
 from infd.training.loop import Metrics
@@ -124,6 +125,9 @@ class DiffusionWork:
         self.autoencoder = load_autoencoder(latents.autoencoder_uri)  # now: a store that fails later costs no step
         self.made = checkpoint.load(latents.autoencoder_uri).meta
         self.watch = Watch.of_gradients(run.config)
+        self.evaluation = evaluation.samples(
+            run.config, lambda: open_dataset(run.snapshot), model=self.model, world=stage.world,
+            latents=lambda model, seeds: self._drawn(model, seeds, steps=run.config.evaluation.steps))
 
     def alarms(self, step: int, metrics: Metrics) -> list[Alarm]:
         return self.watch.look(step, metrics)
@@ -149,12 +153,20 @@ class DiffusionWork:
 
     def sheet(self) -> Image.Image:
         """The samples of a few fixed seeds, rendered at SIDES, and the middle of the largest at its own pixels."""
-        config, loop = self.run.config, self.run.config.loop
-        device, groups, count = self.stage.world.device, tuple(self.latents.manifest.group_names), loop.preview_photos
-        model = Model(copy.deepcopy(self.autoencoder).to(device), self.stage.shown.eval(), config.diffusion, groups=groups)
-        z = model.latents(range(count), steps=config.preview_steps, context=self._captions(count),
-                          group=[groups[i % len(groups)] for i in range(count)] if config.model.condition == "class" else "")
+        model, config = self.model(), self.run.config
+        z = self._drawn(model, range(config.loop.preview_photos), steps=config.preview_steps)
         return sheet([self._row(model, z[i:i + 1], seed=i) for i in range(len(z))])
+
+    def model(self) -> Model:
+        """Both stages, with the denoiser's weights of the moment, on this rank's device."""
+        return Model(copy.deepcopy(self.autoencoder).to(self.stage.world.device), self.stage.shown.eval(),
+                     self.run.config.diffusion, groups=tuple(self.latents.manifest.group_names))
+
+    def _drawn(self, model: Model, seeds: Sequence[int], *, steps: int) -> Tensor:
+        """z of seeds; classes and captions take turns."""
+        groups, condition = model.groups, self.run.config.model.condition
+        return model.latents(seeds, steps=steps, context=self._captions(seeds) if condition == "text" else None,
+                             group=[groups[seed % len(groups)] for seed in seeds] if condition == "class" else "")
 
     def _row(self, model: Model, z: Tensor, *, seed: int) -> list[Panel]:
         field = model.field(z)
@@ -168,11 +180,9 @@ class DiffusionWork:
                 panels.append(Panel(to_image(middle), f"the middle {PANEL} px of it"))
         return panels
 
-    def _captions(self, count: int) -> Tensor | None:
-        """Embeddings of the first captions, (count, S, K)."""
-        if self.run.config.model.condition != "text":
-            return None
-        rows = [row % len(self.latents) for row in range(count)]
+    def _captions(self, seeds: Sequence[int]) -> Tensor:
+        """Embeddings (n, S, K) of captions, in turn."""
+        rows = [seed % len(self.latents) for seed in seeds]
         return torch.from_numpy(np.stack([self.latents.take("context", row) for row in rows]))
 
     def keep(self, step: int, address: str) -> list[str]:

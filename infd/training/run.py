@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import version
-from math import inf
+from math import inf, isnan, nan
 from typing import Any, Generic, Protocol, TypeVar
 
 import torch
@@ -43,6 +43,7 @@ from infd.errors import CheckpointError, ConfigError, InfdError, PreconditionFai
 from infd.generation.load import autoencoder_config, denoiser_config
 from infd.training import loop
 from infd.training.alarms import Alarm
+from infd.training.evaluation import Evaluation
 from infd.training.loop import Metrics
 from infd.training.world import World
 
@@ -128,6 +129,11 @@ class Work(Protocol):
 
     def saved(self, step: int) -> None:
         """The checkpoint of `step` is whole: write what belongs beside it."""
+        ...
+
+    @property
+    def evaluation(self) -> Evaluation | None:
+        """Figures on val photos, where some are made."""
         ...
 
     def facts(self) -> dict[str, Any]:
@@ -277,7 +283,7 @@ class RunHooks:
     def __init__(self, run: Run[TrainingConfig], work: Work, world: World, observer: Observer) -> None:
         self.run, self.work, self.world, self.observer = run, work, world, observer
         self.metrics: Metrics = {}
-        self.best = self._best_loss()
+        self.best = self._best_score()
 
     def log(self, step: int, metrics: Metrics) -> None:
         self.metrics = self.metrics | metrics
@@ -298,6 +304,7 @@ class RunHooks:
         """
         if not self.work.stage.finite():                                # alike on all ranks, so all of them stop
             self.not_finite(step)
+        metrics = metrics | self._evaluated(step)                       # on all ranks
         if self.world.rank != 0:
             return
         uri, what = checkpoint.step_uri(self.run.uri, step), f"run {self.run.uri}: the checkpoint of step {step}"
@@ -306,10 +313,9 @@ class RunHooks:
         meta = self._meta(step, metrics)
         persistent(lambda: checkpoint.save(uri, model=model, train_state=state, meta=meta), what=what)
         persistent(lambda: self.work.saved(step), what=what)
-        validates = step % self.run.config.loop.validate_every == 0 or step == self.run.config.loop.steps
-        loss = metrics.get("val/loss", -inf) if validates else inf  # without photos to validate on each is the best
-        if loss < self.best or loss == -inf:
-            self.best = loss
+        score, last = self._score(step, metrics), step == self.run.config.loop.steps
+        if score < self.best or score == -inf or (last and self.best == inf):
+            self.best = score
             persistent(lambda: checkpoint.point(self.run.uri, "best", step), what=what)
         persistent(lambda: checkpoint.point(self.run.uri, "last", step), what=what)
         try:
@@ -346,13 +352,37 @@ class RunHooks:
                             f"(photos {', '.join(uris)}); look at these photos, or begin another --run with --start-from "
                             f"{self.run.uri}/checkpoints/last and a lower --optimizer.lr, or --loop.precision float32")
 
-    def _best_loss(self) -> float:
+    def _evaluated(self, step: int) -> Metrics:
+        """Figures of the weights, where they are due. They are not worth a run: what goes wrong is a warning."""
+        evaluation = self.work.evaluation
+        if evaluation is None or (step % evaluation.every and step != self.run.config.loop.steps):
+            return {}
+        try:
+            found = evaluation()
+        except InfdError as error:                                      # alike on all ranks
+            logger.warning("step %d: no evaluation: %s", step, error)
+            return {}
+        self.metrics = self.metrics | found
+        if self.world.rank == 0:
+            self.observer.log(step, found)
+        return found
+
+    def _score(self, step: int, metrics: Metrics) -> float:
+        """The least is `best`: of the evaluation's metric, else of the validation loss; infinite where there is none."""
+        if (evaluation := self.work.evaluation) is not None:
+            value = metrics.get(evaluation.best, nan)
+            return inf if isnan(value) else -value if evaluation.higher else value
+        if step % self.run.config.loop.validate_every and step != self.run.config.loop.steps:
+            return inf                                                  # the metrics are of the validation before
+        return metrics.get("val/loss", -inf)                            # without photos to validate on each is the best
+
+    def _best_score(self) -> float:
         """Of the checkpoint that `best` means; infinite where there is none, or it was being written anew."""
         step = checkpoint.pointed(self.run.uri, "best")
         if step not in checkpoint.steps(self.run.uri):
             return inf
-        meta = checkpoint.load(checkpoint.step_uri(self.run.uri, step)).meta
-        return float(meta["metrics"].get("val/loss", inf))
+        score = self._score(step, checkpoint.load(checkpoint.step_uri(self.run.uri, step)).meta["metrics"])
+        return inf if score == -inf else score
 
     def _meta(self, step: int, metrics: Metrics) -> dict[str, object]:
         config, facts = self.run.config, self.work.facts()

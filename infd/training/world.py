@@ -3,6 +3,7 @@
 import contextlib
 import os
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
@@ -10,6 +11,8 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from infd.data.order import slots_of
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -38,6 +41,14 @@ class World:
     def any(self, flag: bool) -> bool:
         """Whether `flag` is true on some rank; the same answer on each, which all of them must ask for."""
         return flag if self.size == 1 else bool(self.mean(torch.tensor(float(flag), device=self.device)) > 0)
+
+    def gather(self, value: T) -> list[T]:
+        """What each rank has, by rank; the same list on all of them. Values are pickled: for few and small ones."""
+        if self.size == 1:
+            return [value]
+        found: list[T] = [value] * self.size
+        dist.all_gather_object(found, value)
+        return found
 
     def leave(self) -> None:
         """Wait for all ranks, then end the process group that `join` made."""
