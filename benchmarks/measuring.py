@@ -8,7 +8,8 @@ from typing import Any
 import torch
 
 WARM_UP, LEAST_STEPS, LEAST_S = 5, 10, 10.0
-PEAKS = {"H200": 989e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12, "RTX 4090": 165e12}
+PEAKS = {"H200": 989e12, "H100 PCIe": 756e12, "H100 NVL": 835e12, "H100": 989e12,
+         "A100": 312e12, "L40S": 362e12, "RTX 4090": 165e12}
 """Dense bfloat16 operations a second that the makers state; of a CPU it is measured in float32."""
 
 

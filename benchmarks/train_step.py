@@ -113,9 +113,11 @@ def table(base: AutoencoderTrainingConfig, ways: list[tuple[Way, int]], device: 
             gc.collect()
             if device.type == "cuda":
                 torch.cuda.empty_cache()
-        first = first or found.images_s
+        if way == PLAIN[0]:
+            first = found.images_s
+        ratio = f"{found.images_s / first:.2f} ×" if first else "-"
         memory = f"{found.memory_bytes / MIB:,.0f}" if found.memory_bytes else "not measured"
-        print(f"| {way.name} | {batch} | {found.images_s:.1f} | {found.images_s / first:.2f} × | "
+        print(f"| {way.name} | {batch} | {found.images_s:.1f} | {ratio} | "
               f"{flops * found.images_s / most:.1%} | {memory} |", flush=True)
 
 
@@ -149,6 +151,8 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--dataset", default="", help="read batches from it; its loader then counts")
     parser.add_argument("--profile", default="", help="write the operations of ours, by time, to this file")
     args = parser.parse_args(argv or [])
+    if args.stage == "two" and args.preset not in DIFFUSION:
+        parser.error(f"--preset {args.preset}: stage two has {', '.join(DIFFUSION)}")
     base, device = AUTOENCODER[args.preset](), torch.device("cuda" if gpu else "cpu")
     if args.stage == "two":
         print(f"Stage two, preset {args.preset}, random data.\n")

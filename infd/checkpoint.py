@@ -4,6 +4,7 @@
                                   train_state.safetensors   optimizers
                                   meta.json                 config, step, snapshot, metrics, versions
                                   complete.json             sha256 and size of the three, written last
+                                  evaluation.json           figures that were made of it afterwards, if any
     RUN/checkpoints/last.json, best.json                    {"checkpoint": "step-00000500"}
 
 A folder without complete.json does not exist. Reading never unpickles, and checks every hash.
@@ -22,6 +23,7 @@ from infd.errors import CheckpointError
 
 FORMAT = 1
 MODEL, TRAIN_STATE, META, COMPLETE = "model.safetensors", "train_state.safetensors", "meta.json", "complete.json"
+EVALUATION = "evaluation.json"
 POINTERS = ("last", "best")
 
 
@@ -52,8 +54,9 @@ class Checkpoint:
 
 def save(uri: str, *, model: dict[str, Tensor], train_state: dict[str, Tensor], meta: dict[str, Any]) -> None:
     """Write the checkpoint folder `uri`; complete.json comes last, so that a killed write leaves nothing to load."""
-    if storage.exists(storage.join(uri, COMPLETE)):
-        storage.delete(storage.join(uri, COMPLETE))
+    for name in (COMPLETE, EVALUATION):
+        if storage.exists(storage.join(uri, name)):
+            storage.delete(storage.join(uri, name))
     contents = {
         MODEL: safetensors.torch.save(_plain(model)),
         TRAIN_STATE: safetensors.torch.save(_plain(train_state)),
@@ -64,6 +67,11 @@ def save(uri: str, *, model: dict[str, Tensor], train_state: dict[str, Tensor], 
         storage.put_atomic(storage.join(uri, name), data)
         files[name] = {"sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data)}
     storage.put_atomic(storage.join(uri, COMPLETE), _json({"format": FORMAT, "files": files}))
+
+
+def judged(uri: str, figures: dict[str, float]) -> None:
+    """Keep figures that were made after the checkpoint `uri` was whole; `load` adds them to its metrics."""
+    storage.put_atomic(storage.join(uri, EVALUATION), _json(figures))
 
 
 def load(uri: str) -> Checkpoint:
@@ -85,6 +93,8 @@ def load(uri: str) -> Checkpoint:
         raise CheckpointError(f"checkpoint {uri}: format {complete['format']}; this version reads {FORMAT}; "
                               "use the version that wrote it")
     meta = json.loads(_checked(uri, META, complete["files"]))
+    if storage.exists(storage.join(uri, EVALUATION)):
+        meta["metrics"] = meta["metrics"] | json.loads(storage.read_bytes(storage.join(uri, EVALUATION)))
     return Checkpoint(uri, meta, complete["files"])
 
 

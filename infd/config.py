@@ -95,6 +95,10 @@ class CropConfig:
         require(1 / 64 <= self.balance_p <= 63 / 64, "crop.balance_p", self.balance_p, "must lie in [1/64, 63/64]")
         for name in ("p_whole", "p_max", "p_max_late"):
             require(0 <= getattr(self, name) <= 1, f"crop.{name}", getattr(self, name), "must lie in [0, 1]")
+        require(self.p_max_late == 0 or self.late_from_step is not None, "crop.late_from_step", self.late_from_step,
+                f"must say from which step p_max_late={self.p_max_late:g} holds")
+        require(self.late_from_step is None or self.late_from_step >= 1, "crop.late_from_step", self.late_from_step,
+                "must be at least 1; steps count from 1")
         require(16 <= self.lowres_px <= 1024, "crop.lowres_px", self.lowres_px, "must lie in 16 to 1024")
 
 
@@ -132,7 +136,8 @@ class AutoencoderConfig:
     z_dim: int = 3
     """Channels of the latent z."""
     quantizer: Literal["vq", "kl", "fsq"] = "vq"
-    """vq: a codebook; kl: a diagonal Gaussian (E then ends in 2 x z_dim channels); fsq: rounding, nothing learned."""
+    """vq: a codebook; kl: a diagonal Gaussian (E then ends in 2 x z_dim channels); fsq: rounding, nothing learned (Mentzer et
+    al. 2024)."""
     codebook_size: int = 8192
     """Codes of the vq quantizer."""
     vq_beta: float = 0.25
@@ -155,6 +160,8 @@ class AutoencoderConfig:
         for width in (*self.widths, self.renderer_dim):
             require(width % self.norm_groups == 0, "model.norm_groups", self.norm_groups,
                     f"must divide every width; it does not divide {width}")
+        require(self.blocks >= 1, "model.blocks", self.blocks, "must be at least 1")
+        require(self.renderer_blocks >= 0, "model.renderer_blocks", self.renderer_blocks, "must not be negative")
         require(self.z_dim >= 1, "model.z_dim", self.z_dim, "must be at least 1")
         require(self.codebook_size >= 2, "model.codebook_size", self.codebook_size, "must be at least 2")
         if self.quantizer == "fsq":
@@ -184,6 +191,10 @@ class DiscriminatorConfig:
     norm: Literal["batch", "group", "none"] = "batch"
     """Of the middle convolutions: batch as published, over all workers on GPUs and over each alone on CPUs; group and none
     do not depend on how a batch is shared among workers and micro-batches."""
+
+    def __post_init__(self) -> None:
+        require(self.base_dim >= 1, "discriminator.base_dim", self.base_dim, "must be at least 1")
+        require(self.layers >= 1, "discriminator.layers", self.layers, "must be at least 1")
 
 
 # ---------------------------------------------------------------- training
@@ -217,12 +228,15 @@ class LossConfig:
     gradient_penalty: float = 0.0
     """Gamma of R1 + R2, the penalty on the discriminator's gradient at real and at fake patches (R3GAN)."""
     scale_equivariance: float = 0.0
-    """Weight of the L1 distance between the halved z, decoded and rendered, and the halved lowres."""
+    """Weight of the L1 distance between the halved z, decoded and rendered, and the halved lowres (Skorokhodov et al. 2025)."""
 
     def __post_init__(self) -> None:
         for name in ("l1", "lpips", "quantizer", "gan", "query_pad_px", "gradient_penalty", "scale_equivariance"):
             require(getattr(self, name) >= 0, f"loss.{name}", getattr(self, name), "must not be negative")
         require(self.l1 + self.lpips > 0, "loss.l1", self.l1, "l1 and lpips cannot both be 0: nothing to learn from")
+        require(self.gan_from_step >= 1, "loss.gan_from_step", self.gan_from_step, "must be at least 1; steps count from 1")
+        require(self.gan > 0 or self.gradient_penalty == 0, "loss.gradient_penalty", self.gradient_penalty,
+                "must be 0 with loss.gan=0, which has no discriminator to penalise")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -244,13 +258,14 @@ class OptimizerConfig:
     clip_norm: float = 0.0
     """Largest norm of the gradient of all weights of a network; 0: not clipped, as published."""
     ema_decay: float = 0.0
-    """Decay a step of a moving average of the autoencoder, which validation, previews and readers of checkpoints use; 0:
-    none, as published."""
+    """Decay a step of a moving average of the network (Polyak and Juditsky 1992), which validation, previews and readers of
+    checkpoints use; 0: none, as stage one is published."""
     posthoc: bool = False
     """Stage two: keep snapshots of two more averages beside each checkpoint, of which jobs/average.py makes one of any
     length after the run."""
 
     def __post_init__(self) -> None:
+        require(all(0 <= beta < 1 for beta in self.betas), "optimizer.betas", self.betas, "must lie in [0, 1) each")
         require(self.lr > 0, "optimizer.lr", self.lr, "must be above 0")
         require(self.weight_decay >= 0, "optimizer.weight_decay", self.weight_decay, "must not be negative")
         require(self.clip_norm >= 0, "optimizer.clip_norm", self.clip_norm, "must not be negative")
@@ -288,7 +303,7 @@ class LoopConfig:
     keep_every: int = 200_000
     """Checkpoints at multiples of this are kept for ever, besides last and best."""
     validate_every: int = 50_000
-    """Steps between two validations; the least validation loss is `best`."""
+    """Steps between two validations; the least validation loss is `best` where no evaluation chooses it."""
     validate_samples: int = 256
     """Crops of the val split that a validation looks at, always the same ones."""
     preview_every: int = 10_000
@@ -302,6 +317,7 @@ class LoopConfig:
         for name in ("steps", "batch", "accumulate", "log_every", "checkpoint_every", "keep_every",
                      "validate_every", "validate_samples", "preview_every", "preview_photos"):
             require(getattr(self, name) >= 1, f"loop.{name}", getattr(self, name), "must be at least 1")
+        require(self.preview_px >= 16, "loop.preview_px", self.preview_px, "must be at least 16")
         require(self.validate_every % self.checkpoint_every == 0, "loop.validate_every", self.validate_every,
                 f"must be a multiple of checkpoint_every={self.checkpoint_every}, so that the best step has a checkpoint")
 

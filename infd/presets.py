@@ -87,11 +87,11 @@ def ffhq_6k_mix() -> AutoencoderTrainingConfig:
 
 
 def mountains_2k() -> AutoencoderTrainingConfig:
-    """The paper's Mountains: 500,000 photographs around 1024 and 9,000 beyond 2048, native sides late.
+    """The paper's Mountains: 500,000 photographs around 1024 and 9,000 beyond 2048, large sides late.
 
     Source: INFD section 5, supplement J.2 (a million steps; in the last 400,000 half of the samples are at native r);
-    counts: AnyRes-GAN table 1. The paper states neither r nor a balance: r ends at 2048, the largest side it shows, and
-    photographs are drawn evenly.
+    counts: AnyRes-GAN table 1. The paper states neither r nor a balance: r ends at 2048, the largest side it shows, so larger
+    photographs (median 3168) are seen at 2048 where the paper has native r, and photographs are drawn evenly.
     """
     base = ffhq_1024()
     return replace(base, crop=replace(base.crop, r_max=2048, p_max_late=0.5, late_from_step=600_001))

@@ -19,7 +19,7 @@ from pipelines.snapshots_text import table_text
 logger = logging.getLogger(__name__)
 
 POLL_S = 0.5
-COLUMNS = ("run", "state", "step", "best val/loss", "preset", "snapshot")
+COLUMNS = ("run", "state", "step", "best", "preset", "snapshot")
 
 State = Literal["running", "finished", "interrupted", "not begun"]
 
@@ -147,8 +147,8 @@ def list_text(folder: str, *, watch_s: float) -> str:
 
 
 def cells(run: Facts) -> tuple[str, ...]:
-    loss = best_loss(run)
-    best = f"{loss:.4f} at {run.best.step}" if run.best and loss is not None else "-"
+    value = best_value(run)
+    best = f"{best_by(run)} {value:.4f} at {run.best.step}" if run.best and value is not None else "-"
     return run.state, f"{run.step}/{run.steps}", best, run.record["preset"], run.record["snapshot"].rsplit("/", 1)[-1]
 
 
@@ -184,13 +184,21 @@ def start_text(run: Facts) -> str:
 def best_text(run: Facts) -> str:
     if run.best is None:
         return "none yet"
-    told = figures_text(run.best, "val/") if best_loss(run) is not None else "not validated; the dataset has no val photos"
-    judged = ", ".join(f"{name} {value:.4g}" for name, value in run.best.meta["metrics"].items() if name.startswith("eval/"))
-    return f"step {run.best.step}: {told}{f'; {judged}' if judged else ''}"
+    metrics = run.best.meta["metrics"]
+    if best_value(run) is None:
+        return f"step {run.best.step}: not judged; the dataset has no val photos"
+    judged = ", ".join(f"{name} {value:.4g}" for name, value in metrics.items() if name.startswith("eval/"))
+    validated = figures_text(run.best, "val/") if best_by(run) == "val/loss" else f"{judged}; chosen by {best_by(run)}"
+    return f"step {run.best.step}: {validated}"
 
 
-def best_loss(run: Facts) -> float | None:
-    return run.best.meta["metrics"].get("val/loss") if run.best else None
+def best_by(run: Facts) -> str:
+    """The metric that chose the best checkpoint."""
+    return run.best.meta.get("best_by", "val/loss") if run.best else "val/loss"
+
+
+def best_value(run: Facts) -> float | None:
+    return run.best.meta["metrics"].get(best_by(run)) if run.best else None
 
 
 def figures_text(found: Checkpoint | None, head: str) -> str:

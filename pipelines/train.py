@@ -112,17 +112,16 @@ def driving(run: Run[TrainingConfig]) -> contextlib.AbstractContextManager[None]
 def train_here(run: Run[TrainingConfig], where: PlaceConfig) -> None:
     """Train in this process, or as one of torchrun's."""
     world = join(where.device)
-    run_id = tracking.begin(run, where.experiment) if world.rank == 0 else None
-    ok = False
-    try:
-        tracked = replace(run, tracking_id=run_id)
-        with (driving(run) if world.rank == 0 else contextlib.nullcontext(), interruption.listening(),
-              observing(tracked, world) as observer):
-            carried(tracked, world=world, observer=observer)
-            world.leave()                                          # rank 0 has written its last checkpoint by then
-        ok = True
-    finally:
-        tracking.finish(run_id, ok=ok)
+    with driving(run) if world.rank == 0 else contextlib.nullcontext():
+        run_id, ok = tracking.begin(run, where.experiment) if world.rank == 0 else None, False
+        try:
+            tracked = replace(run, tracking_id=run_id)
+            with interruption.listening(), observing(tracked, world) as observer:
+                carried(tracked, world=world, observer=observer)
+                world.leave()                                      # rank 0 has written its last checkpoint by then
+            ok = True
+        finally:
+            tracking.finish(run_id, ok=ok)
 
 
 def worker_env() -> dict[str, str]:

@@ -84,7 +84,8 @@ def codebook_dies(rows: Sequence[Metrics], config: AutoencoderTrainingConfig, *,
 
 def gradient_jumps(rows: Sequence[Metrics], config: AutoencoderTrainingConfig | DiffusionTrainingConfig) -> str | None:
     """The last row's norm is far above that of the span."""
-    usual, last = median(row["train/grad_norm"] for row in rows[:-1]), rows[-1]["train/grad_norm"]
+    name = "train/grad_norm_max"                            # of a row's steps: in their mean one step would be lost
+    usual, last = median(row[name] for row in rows[:-1]), rows[-1][name]
     if last <= JUMP * usual:
         return None
     clip = f" (it is clipped to {config.optimizer.clip_norm:g})" if config.optimizer.clip_norm else ""
@@ -139,12 +140,12 @@ class Watch:
         return cls(config.loop, {
             "discriminator": ("train/disc_accuracy", lambda rows: discriminator_wins(rows, config)),
             "codebook": ("train/codebook_use", lambda rows: codebook_dies(rows, config, workers=workers)),
-            "gradient": ("train/grad_norm", lambda rows: gradient_jumps(rows, config))})
+            "gradient": ("train/grad_norm_max", lambda rows: gradient_jumps(rows, config))})
 
     @classmethod
     def of_gradients(cls, config: DiffusionTrainingConfig) -> "Watch":
         """Of stage two."""
-        return cls(config.loop, {"gradient": ("train/grad_norm", lambda rows: gradient_jumps(rows, config))})
+        return cls(config.loop, {"gradient": ("train/grad_norm_max", lambda rows: gradient_jumps(rows, config))})
 
     def look(self, step: int, metrics: Metrics) -> list[Alarm]:
         """Alarms that begin or are over with this row; a row without training's metrics changes nothing."""

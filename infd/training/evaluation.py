@@ -57,12 +57,12 @@ class Evaluation(Protocol):
 
 
 def on_all(world: World, share: Callable[[], T]) -> list[T]:
-    """What `share()` gives on every rank, by rank. Raises InfdError on all of them where it failed on one."""
+    """What `share()` gives on every rank, by rank. Raises InfdError on all of them where it failed on one, however."""
     error, found = "", None
     try:
         found = share()
-    except (InfdError, OSError, torch.OutOfMemoryError) as caught:    # no rank may leave the others waiting
-        error = str(caught)
+    except Exception as caught:                                       # no rank may leave the others waiting
+        error = f"{type(caught).__name__}: {caught}"
     gathered = world.gather((error, found))
     for rank, (text, _) in enumerate(gathered):
         if text:

@@ -80,6 +80,8 @@ def train(
             hooks.save(step, dict(latest))
         if due["preview_every"]:
             hooks.preview(step)
+        if any(due.values()):
+            window.restart()                                       # the rate is that of training
         if not last and (due["log_every"] or world.size == 1) and world.any(wished()):
             if not due["checkpoint_every"]:
                 hooks.save(step, latest | window.fetch(hooks))
@@ -94,12 +96,16 @@ class Window:
         self.world, self.config, self.batches = world, config, batches
         self.rows: list[tuple[int, dict[str, Tensor]]] = []
         self.started = time.monotonic()
+        self.waited = (0.0, 0.0)
 
     def add(self, step: int, metrics: dict[str, Tensor]) -> None:
         self.rows.append((step, metrics))
 
     def fetch(self, hooks: Hooks) -> Metrics:
-        """Means of the window; calls `hooks.not_finite` with the first step of which any metric is not finite."""
+        """Means of the window, and of each norm of gradients the largest, as …_max.
+
+        Calls `hooks.not_finite` with the first step of which any metric is not finite.
+        """
         if not self.rows:
             return {}
         names = sorted(self.rows[-1][1])
@@ -113,11 +119,23 @@ class Window:
             hooks.not_finite(self.rows[int((~finite).nonzero()[0])][0])
         seconds = time.monotonic() - self.started
         metrics = dict(zip(names, table.nanmean(0).tolist(), strict=True))
+        metrics |= {f"{name}_max": float(table[:, column].nan_to_num(nan=0).max()) for column, name in enumerate(names)
+                    if name.endswith("grad_norm")}
         metrics["speed/images_per_s"] = len(self.rows) * self.config.batch / max(seconds, 1e-9)
-        metrics["speed/data_wait_fraction"] = self.batches.stats()["wait_fraction"]
+        metrics["speed/data_wait_fraction"] = self._wait_fraction()
         if self.world.device.type == "cuda":                       # rank 0's, the most since the last fetch
             metrics["train/gpu_memory_bytes"] = float(torch.cuda.max_memory_allocated(self.world.device))
             torch.cuda.reset_peak_memory_stats(self.world.device)
         self.rows = []
-        self.started = time.monotonic()
+        self.restart()
         return metrics
+
+    def restart(self) -> None:
+        """The window begins now."""
+        self.started = time.monotonic()
+
+    def _wait_fraction(self) -> float:
+        """Share of the time since the last fetch in which a batch was waited for."""
+        before, stats = self.waited, self.batches.stats()
+        self.waited = stats["wait_s"], stats["total_s"]
+        return (self.waited[0] - before[0]) / max(self.waited[1] - before[1], 1e-9)

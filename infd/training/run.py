@@ -298,22 +298,25 @@ class RunHooks:
             self.observer.log(step, metrics)
 
     def save(self, step: int, metrics: Metrics) -> None:
-        """Write the checkpoint of `step`, then let `best` (where it is) and `last` mean it, then remove old ones.
+        """Write the checkpoint of `step`, judge it where that is due, let `best` (where it is) and `last` mean it, then remove
+        old ones.
 
         A store that does not take a write is tried SAVE_TRIES times; then StorageError, and the checkpoint before is whole.
         """
         if not self.work.stage.finite():                                # alike on all ranks, so all of them stop
             self.not_finite(step)
-        metrics = metrics | self._evaluated(step)                       # on all ranks
+        uri, what = checkpoint.step_uri(self.run.uri, step), f"run {self.run.uri}: the checkpoint of step {step}"
+        due = self._evaluation_due(step)
+        if self.world.rank == 0:
+            self._write(uri, step, metrics, what=what)
+            if due:                                                     # an evaluation takes long: nothing is lost in it
+                persistent(lambda: checkpoint.point(self.run.uri, "last", step), what=what)
+        figures = self._evaluated(step) if due else {}                  # on all ranks
         if self.world.rank != 0:
             return
-        uri, what = checkpoint.step_uri(self.run.uri, step), f"run {self.run.uri}: the checkpoint of step {step}"
-        stage = self.work.stage
-        model, state = stage.model_state() | self.work.model_beside(), stage.train_state()
-        meta = self._meta(step, metrics)
-        persistent(lambda: checkpoint.save(uri, model=model, train_state=state, meta=meta), what=what)
-        persistent(lambda: self.work.saved(step), what=what)
-        score, last = self._score(step, metrics), step == self.run.config.loop.steps
+        if figures:
+            persistent(lambda: checkpoint.judged(uri, figures), what=what)
+        score, last = self._score(step, metrics | figures, flat(self.run.config)), step == self.run.config.loop.steps
         if score < self.best or score == -inf or (last and self.best == inf):
             self.best = score
             persistent(lambda: checkpoint.point(self.run.uri, "best", step), what=what)
@@ -322,7 +325,14 @@ class RunHooks:
             checkpoint.prune(self.run.uri, keep_every=self.run.config.loop.keep_every)
         except StorageError as error:
             logger.warning("step %d: old checkpoints are not removed: %s", step, error)
-        self.observer.checkpointed(step, uri, metrics)
+        self.observer.checkpointed(step, uri, metrics | figures)
+
+    def _write(self, uri: str, step: int, metrics: Metrics, *, what: str) -> None:
+        stage = self.work.stage
+        model, state = stage.model_state() | self.work.model_beside(), stage.train_state()
+        meta = self._meta(step, metrics)
+        persistent(lambda: checkpoint.save(uri, model=model, train_state=state, meta=meta), what=what)
+        persistent(lambda: self.work.saved(step), what=what)
 
     def preview(self, step: int) -> None:
         """A sheet of the same few things each time. It is not worth a run: what goes wrong is a warning."""
@@ -352,27 +362,37 @@ class RunHooks:
                             f"(photos {', '.join(uris)}); look at these photos, or begin another --run with --start-from "
                             f"{self.run.uri}/checkpoints/last and a lower --optimizer.lr, or --loop.precision float32")
 
-    def _evaluated(self, step: int) -> Metrics:
-        """Figures of the weights, where they are due. They are not worth a run: what goes wrong is a warning."""
+    def _evaluation_due(self, step: int) -> bool:
         evaluation = self.work.evaluation
-        if evaluation is None or (step % evaluation.every and step != self.run.config.loop.steps):
-            return {}
+        return evaluation is not None and (step % evaluation.every == 0 or step == self.run.config.loop.steps)
+
+    def _evaluated(self, step: int) -> Metrics:
+        """Figures of the weights. They are not worth a run: what goes wrong, alike on all ranks, is a warning."""
+        assert self.work.evaluation is not None
         try:
-            found = evaluation()
-        except InfdError as error:                                      # alike on all ranks
-            logger.warning("step %d: no evaluation: %s", step, error)
+            found = self.work.evaluation()
+        except Exception as error:  # of photographs, of the store, of a network of others
+            logger.warning("step %d: no evaluation: %s: %s", step, type(error).__name__, error)
             return {}
         self.metrics = self.metrics | found
         if self.world.rank == 0:
             self.observer.log(step, found)
         return found
 
-    def _score(self, step: int, metrics: Metrics) -> float:
-        """The least is `best`: of the evaluation's metric, else of the validation loss; infinite where there is none."""
+    @property
+    def best_by(self) -> str:
+        """The metric that chooses `best`."""
+        return self.work.evaluation.best if self.work.evaluation is not None else "val/loss"
+
+    def _score(self, step: int, metrics: Metrics, config: dict[str, Any]) -> float:
+        """The least is `best`: of the evaluation's metric, else of the validation loss; infinite where there is none.
+
+        `config`: that of the checkpoint, flat; a run that goes on may have other steps.
+        """
         if (evaluation := self.work.evaluation) is not None:
             value = metrics.get(evaluation.best, nan)
             return inf if isnan(value) else -value if evaluation.higher else value
-        if step % self.run.config.loop.validate_every and step != self.run.config.loop.steps:
+        if step % config["loop.validate_every"] and step != config["loop.steps"]:
             return inf                                                  # the metrics are of the validation before
         return metrics.get("val/loss", -inf)                            # without photos to validate on each is the best
 
@@ -381,7 +401,8 @@ class RunHooks:
         step = checkpoint.pointed(self.run.uri, "best")
         if step not in checkpoint.steps(self.run.uri):
             return inf
-        score = self._score(step, checkpoint.load(checkpoint.step_uri(self.run.uri, step)).meta["metrics"])
+        meta = checkpoint.load(checkpoint.step_uri(self.run.uri, step)).meta
+        score = self._score(step, meta["metrics"], meta["config"])
         return inf if score == -inf else score
 
     def _meta(self, step: int, metrics: Metrics) -> dict[str, object]:
@@ -390,7 +411,8 @@ class RunHooks:
         return {
             "stage": self.run.stage, "preset": self.run.preset, "step": step, "g": step * config.loop.batch,
             "config": flat(config), "identity": identity(config), "snapshot": self.run.snapshot, "metrics": metrics,
-            "mlflow_run_id": self.run.tracking_id, "origin": origin(self.run.start), **facts, "weights": weights,
+            "best_by": self.best_by, "mlflow_run_id": self.run.tracking_id, "origin": origin(self.run.start), **facts,
+            "weights": weights,
             "versions": {name: version(name) for name in ("infd", "torch", "numpy", "pillow-simd")},
         }
 

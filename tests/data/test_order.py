@@ -270,7 +270,7 @@ def test_law_the_late_phase_begins_at_its_step() -> None:
     order = Order(manifest_of([40], short_side=10_000), crop, batch=4, seed=0)
     assert all(s.r < 10_000 for step in range(7) for s in order.batch(step))
     assert all(s.r == 10_000 for step in range(7, 20) for s in order.batch(step))
-    never = Order(manifest_of([40], short_side=10_000), replace(crop, late_from_step=None), batch=4, seed=0)
+    never = Order(manifest_of([40], short_side=10_000), replace(crop, late_from_step=21), batch=4, seed=0)
     assert all(s.r < 10_000 for step in range(20) for s in never.batch(step))
 
 

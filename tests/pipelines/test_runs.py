@@ -62,10 +62,10 @@ def test_job_list_is_a_table_of_all_runs(tmp_path, capsys):
     assert job.main(["list", f"{tmp_path}/data@3", "--watch-s", "0"]) == 0
     assert capsys.readouterr().out.splitlines() == [
         training,
-        "run       state         step  best val/loss  preset  snapshot",
-        "tiny-1    finished     60/60   0.2500 at 30  tiny    mine@3",
-        "tiny-22   interrupted  30/60              -  tiny    mine@3",
-        "tiny-333  not begun     0/60              -  tiny    mine@3"]
+        "run       state         step                   best  preset  snapshot",
+        "tiny-1    finished     60/60  val/loss 0.2500 at 30  tiny    mine@3",
+        "tiny-22   interrupted  30/60                      -  tiny    mine@3",
+        "tiny-333  not begun     0/60                      -  tiny    mine@3"]
 
 
 def test_job_show_tells_all_of_a_run(tmp_path, capsys):

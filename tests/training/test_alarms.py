@@ -9,7 +9,7 @@ from training_batches import small
 from infd.config import AutoencoderTrainingConfig, LossConfig
 from infd.training.alarms import DEAD, ROWS, Watch, codebook_dies, discriminator_wins, even_use, gradient_jumps
 
-LEVEL = {"train/loss": 0.3, "train/grad_norm": 1.0, "train/gan": 0.2, "train/gan_weight": 0.05, "train/disc_loss": 0.6}
+LEVEL = {"train/loss": 0.3, "train/grad_norm_max": 1.0, "train/gan": 0.2, "train/gan_weight": 0.05, "train/disc_loss": 0.6}
 
 
 def rows(**changes: float | list[float]) -> list[dict[str, float]]:
@@ -82,8 +82,8 @@ def test_law_a_small_batch_is_no_dead_codebook():
 
 
 def test_error_the_gradient_jumps():
-    assert gradient_jumps(rows(grad_norm=[1.0, 3.0] * (ROWS // 2)), small()) is None
-    text = gradient_jumps(rows(grad_norm=[1.0] * (ROWS - 1) + [25.0]), small())
+    assert gradient_jumps(rows(grad_norm_max=[1.0, 3.0] * (ROWS // 2)), small()) is None
+    text = gradient_jumps(rows(grad_norm_max=[1.0] * (ROWS - 1) + [25.0]), small())
     assert text is not None and text.startswith("the gradient jumps: its norm is 25, 1 before; ") and "clip-norm" in text
 
 

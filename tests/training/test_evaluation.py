@@ -138,6 +138,22 @@ def test_absent_weights_leave_out_what_needs_them(dataset, tmp_path, monkeypatch
     assert not off.rows and checkpoint.pointed(str(tmp_path / "off"), "best") in (2, 4, 6)
 
 
+def test_law_an_evaluation_that_fails_costs_no_step(dataset, tmp_path, monkeypatch, caplog):
+    """Whatever it raises; the checkpoint was written before, and the last one is `best` where none was judged."""
+    def broken(*_: object) -> None:
+        whole = checkpoint.newest(str(tmp_path / "run"))
+        assert whole is not None
+        seen.append(whole.step)
+        raise RuntimeError("no such kernel")
+
+    seen: list[int] = []
+    monkeypatch.setattr(judging, "pair_values", broken)
+    told = train(tmp_path / "run", dataset, RECONSTRUCTED)
+    assert not told.rows and seen == [2, 4, 6]
+    assert "no evaluation: InfdError: rank 0: RuntimeError: no such kernel" in caplog.text
+    assert checkpoint.pointed(str(tmp_path / "run"), "best") == 6
+
+
 def test_photos_that_are_too_small_are_no_end_of_a_run(dataset, tmp_path, caplog):
     told = train(tmp_path / "run", dataset, dataclasses.replace(RECONSTRUCTED, sizes=(1024,)))
     assert not told.rows and "no photo of its val split has a side of 1024 px" in caplog.text
@@ -222,4 +238,4 @@ def test_law_two_ranks_find_what_one_finds(dataset, tmp_path):
     config = stage_one(dataclasses.replace(RECONSTRUCTED, photos=3))
     (found, error), (other, same) = two_judges.two_ranks(tmp_path, config, dataset)
     assert found == other == two_judges.evaluated(World(), config, dataset)
-    assert error == same == "rank 1: a photo is gone"
+    assert error == same == "rank 1: RuntimeError: a photo is gone"

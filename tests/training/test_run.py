@@ -6,6 +6,7 @@ import json
 import os
 import signal
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -22,7 +23,7 @@ from infd.training import interruption
 from infd.training.alarms import Alarm
 from infd.training.autoencoder_run import required_weights, run_autoencoder
 from infd.training.loop import Metrics
-from infd.training.run import check_batch, default_run, open_run
+from infd.training.run import Run, RunHooks, check_batch, default_run, open_run
 from infd.training.world import World
 
 STEPS = 12
@@ -115,6 +116,20 @@ def test_a_run_leaves_checkpoints_previews_and_metrics(dataset, tmp_path):
     assert not model.training
     image = model.field(model.encode(torch.zeros(1, 3, 64, 64))).render(96, 80)
     assert image.shape == (1, 3, 96, 80) and bool(image.isfinite().all())
+
+
+@pytest.mark.slow
+def test_law_a_run_that_is_made_longer_keeps_its_best(dataset, tmp_path):
+    """Step 8 was judged as the last one; of 12 steps it would not have been."""
+    def of(steps: int) -> Run[AutoencoderTrainingConfig]:
+        base = config()
+        longer = dataclasses.replace(base, loop=dataclasses.replace(base.loop, steps=steps))
+        return open_run(str(tmp_path / "run"), preset="tiny", config=longer, dataset=dataset)
+
+    run_autoencoder(of(8), world=World(), observer=Recorder())
+    checkpoint.point(str(tmp_path / "run"), "best", 8)
+    hooks = RunHooks(of(12), SimpleNamespace(evaluation=None), World(), Recorder())  # pyright: ignore
+    assert hooks.best == checkpoint.load(f"{tmp_path}/run/checkpoints/best").meta["metrics"]["val/loss"]
 
 
 def test_a_run_keeps_its_snapshot_when_the_dataset_grows(dataset, tmp_path, caplog):

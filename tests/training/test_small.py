@@ -28,7 +28,7 @@ def test_small_trains_twenty_steps_without_a_gpu(tmp_path, monkeypatch, caplog):
     sources = [(f"{n}.png", encoded(photographs.mosaic(700 + n, 512))) for n in range(6)]
     write_dataset(sources, dataset, IngestConfig(val_fraction=0.2))
     argv = ["small", "--dataset", dataset, "--run", run, "--no-ray", "--loop.steps", str(STEPS), "--loop.batch", "1",
-            "--loop.precision", "float32", "--no-loop.compiled", "--loss.gan-from-step", "11", "--loop.log-every", "5",
+            "--loop.precision", "float32", "--loop.no-compiled", "--loss.gan-from-step", "11", "--loop.log-every", "5",
             "--loop.checkpoint-every", "10", "--loop.validate-every", "20", "--loop.validate-samples", "2",
             "--loop.preview-every", "20", "--loop.preview-photos", "1", "--loop.preview-px", "256",
             "--evaluation.every", "20", "--evaluation.metrics", "psnr", "--evaluation.photos", "1"]

@@ -8,6 +8,7 @@ from refs import golden
 from refs.published_step import PatchBatch, PublishedTrainer
 from training_batches import random_batch, small
 
+from benchmarks.published_loop import Published
 from infd.config import AutoencoderTrainingConfig, CropConfig, DiscriminatorConfig, LoopConfig, LossConfig, OptimizerConfig
 from infd.data.loader import Batch
 from infd.importers.official import official_name
@@ -45,6 +46,13 @@ def golden_batch() -> Batch:
                  r=r, y=y, x=x, rows=[0, 1])
 
 
+AFTER = {"autoencoder.quant_conv.weight": "encoder.1.weight",
+         "autoencoder.renderer.conv_out.weight": "renderer.net.conv_out.weight",
+         "discriminator.net.11.weight": "disc.main.11.weight",
+         "autoencoder.quantizer.embedding.weight": "quantizer.embedding.weight"}
+"""Tensors whose values after three iterations are golden: our names, the published ones."""
+
+
 def test_golden_three_published_iterations():
     wanted, stage = golden.tensors("stage_one"), published_stage(fresh_fake=True)
     names = {"loss": "train/loss", "adaptive_g_w": "train/gan_weight", "gan_g_loss": "train/gan", "l1_loss": "train/l1",
@@ -59,11 +67,18 @@ def test_golden_three_published_iterations():
                 error = golden.relative_error(found, wanted[f"train{step}.{name}"])
                 assert error <= PARITY, f"train{step}.{name}: {error:.1e}"
     state = stage.model_state()
-    for ours, theirs in (("autoencoder.quant_conv.weight", "encoder.1.weight"),
-                         ("autoencoder.renderer.conv_out.weight", "renderer.net.conv_out.weight"),
-                         ("discriminator.net.11.weight", "disc.main.11.weight"),
-                         ("autoencoder.quantizer.embedding.weight", "quantizer.embedding.weight")):
+    for ours, theirs in AFTER.items():
         assert golden.relative_error(state[ours], wanted[f"train2.after.{theirs}"]) <= PARITY
+
+
+def test_golden_the_benchmarks_published_loop_is_the_published_one():
+    """What `benchmarks/train_step.py` compares ours with ends three iterations with the published weights."""
+    wanted, stage = golden.tensors("stage_one"), published_stage(fresh_fake=True)
+    with golden.published_ties():
+        for step in range(3):
+            Published(stage=stage).iteration(golden_batch(), step + 1)
+    for ours, theirs in AFTER.items():
+        assert golden.relative_error(stage.model_state()[ours], wanted[f"train2.after.{theirs}"]) <= PARITY, ours
 
 
 def test_golden_named_gradients_of_the_first_iteration():
