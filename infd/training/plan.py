@@ -42,7 +42,7 @@ class Plan:
 def plan_autoencoder(config: AutoencoderTrainingConfig, *, workers: int) -> Plan:
     """Build the networks on the meta device and count.
 
-    Activations are the generator's; those of LPIPS and of the discriminator come on top while their gradients are made.
+    Activations are those of the moment that has most: the generator's, and beside them LPIPS' or the discriminator's.
     """
     with torch.device("meta"):
         autoencoder = frozen(Autoencoder(config.model), config.freeze)
@@ -57,21 +57,37 @@ def plan_autoencoder(config: AutoencoderTrainingConfig, *, workers: int) -> Plan
     counts = {name: sum(p.numel() for p in part.parameters()) for name, part in parts.items() if part is not None}
     trained = sum(p.numel() for part in parts.values() if part is not None for p in part.parameters() if p.requires_grad)
     average = sum(p.numel() for p in autoencoder.parameters()) if config.optimizer.ema_decay else 0
-    return Plan(counts, weights_bytes=(sum(counts.values()) + average) * 4,
+    return Plan(counts, weights_bytes=(sum(counts.values()) + average + lpips_parameters(config)) * 4,
                 optimizer_bytes=trained * 3 * 4,                                             # gradients and two moments
                 activation_bytes=activation_bytes(config, workers=workers))
 
 
 def activation_bytes(config: AutoencoderTrainingConfig, *, workers: int) -> int:
-    """Bytes that autograd keeps for the generator's backward of one worker's share of the batch.
+    """Bytes that autograd keeps for the generator's backward of one worker's share of the batch, while LPIPS or the
+    discriminator, whichever takes more, is walked back to the prediction.
 
     Counted on tensors without memory, each storage once: no guess, but for a compiled or a GPU's own kernels.
     """
     batch = max(config.loop.batch // workers // config.loop.accumulate, 1)
     with FakeTensorMode(), torch.device("cpu"):
-        autoencoder = frozen(Autoencoder(config.model), config.freeze)
-        return kept_bytes(autoencoder, lambda: forward(autoencoder, config, batch),
-                          bfloat16=config.loop.precision == "bfloat16")
+        autoencoder, bfloat16 = frozen(Autoencoder(config.model), config.freeze), config.loop.precision == "bfloat16"
+        patch = (batch, 3, config.crop.patch_px, config.crop.patch_px)
+        pred, target, beside = torch.empty(patch, requires_grad=True), torch.empty(patch), [0]
+        if config.loss.lpips > 0:
+            lpips = Lpips.untrained(config.loss.lpips_net)
+            beside.append(kept_bytes(lpips, lambda: lpips(pred, target), bfloat16=bfloat16))
+        if config.loss.gan > 0:
+            discriminator = PatchDiscriminator(config.discriminator)
+            beside.append(kept_bytes(discriminator, lambda: discriminator(pred), bfloat16=bfloat16))
+        return max(beside) + kept_bytes(autoencoder, lambda: forward(autoencoder, config, batch), bfloat16=bfloat16)
+
+
+def lpips_parameters(config: AutoencoderTrainingConfig) -> int:
+    """Of the frozen network of the perceptual loss."""
+    if config.loss.lpips == 0:
+        return 0
+    with FakeTensorMode(), torch.device("cpu"):
+        return sum(parameter.numel() for parameter in Lpips.untrained(config.loss.lpips_net).parameters())
 
 
 def kept_bytes(network: nn.Module, run: Callable[[], object], *, bfloat16: bool) -> int:
@@ -186,7 +202,7 @@ def told(plan: Plan, flops: dict[str, int], loop: LoopConfig, *, workers: int) -
         "",
         f"memory a worker ({batch // workers} of {batch} samples a step, {loop.precision}):",
         f"  weights {plan.weights_bytes / MIB:,.0f} MiB + gradients and Adam {plan.optimizer_bytes / MIB:,.0f} MiB"
-        f" + the generator's activations {plan.activation_bytes / MIB:,.0f} MiB = {plan.total_bytes / MIB:,.0f} MiB",
+        f" + activations {plan.activation_bytes / MIB:,.0f} MiB = {plan.total_bytes / MIB:,.0f} MiB",
         f"work: {work:.3g} TFLOP a sample (" + ", ".join(f"{name} {count / TFLOP:.3g}" for name, count in flops.items()) + ")",
         f"{steps:,} steps x {batch} = {steps * batch:,} samples = {steps * batch * work:,.0f} TFLOP: "
         f"{steps * batch * work / 100 / 3600:,.1f} hours at 100 TFLOP/s over all workers",

@@ -48,7 +48,7 @@ def test_job_dry_run_prints_config_parameters_and_memory(preset, capsys):
     assert train_ae.main([preset, "--dry-run"]) == 0
     out = capsys.readouterr().out
     assert f"loop.steps = {AUTOENCODER[preset]().loop.steps}" in out
-    assert "encoder" in out and "parameters" in out and "the generator's activations" in out
+    assert "encoder" in out and "parameters" in out and "activations" in out
 
 
 def test_job_dry_run_of_the_paper_has_its_parameters(capsys):
