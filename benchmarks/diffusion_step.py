@@ -5,7 +5,6 @@ the batch without gradients, noise, the UNet with attention as two matrix produc
 one parameter after the other, the moving average in a Python loop, float32, eager.
 """
 
-import gc
 import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -16,16 +15,14 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint as recomputed
 
-from benchmarks.measuring import Figures, peak, steps_per_second
+from benchmarks.measuring import Candidate, Update, table
 from infd.config import AutoencoderTrainingConfig, DiffusionTrainingConfig
 from infd.data.latents import LatentBatch
 from infd.models.autoencoder import Autoencoder
 from infd.training.encode import moments
 from infd.training.latent_diffusion import DiffusionStage
-from infd.training.plan import TFLOP, denoiser_flops
+from infd.training.plan import denoiser_flops
 from infd.training.world import World
-
-MIB = 1 << 20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,37 +109,24 @@ def random_batches(config: DiffusionTrainingConfig, encoder: AutoencoderTraining
     return itertools.repeat((views, LatentBatch(0, torch.arange(count), z)))
 
 
-def figures(base: DiffusionTrainingConfig, encoder: AutoencoderTrainingConfig, way: Way, batch: int,
-            device: torch.device) -> Figures:
+def candidate(base: DiffusionTrainingConfig, encoder: AutoencoderTrainingConfig, way: Way, batch: int,
+              device: torch.device) -> Candidate:
     config = replace(base, loop=replace(base.loop, batch=batch, precision=way.precision, compiled=way.compiled,
                                         channels_last=way.channels_last),
                      diffusion=replace(base.diffusion, scale=base.diffusion.scale or 1.0))
-    autoencoder = Autoencoder(encoder.model).to(device).eval().requires_grad_(False)
-    loop = Loop(config, autoencoder, way, device)
-    return steps_per_second(loop.step, random_batches(config, encoder), batch, device)
+
+    def make() -> tuple[Update, Iterator[tuple[Tensor, LatentBatch]]]:
+        autoencoder = Autoencoder(encoder.model).to(device).eval().requires_grad_(False)
+        return Loop(config, autoencoder, way, device).step, random_batches(config, encoder)
+
+    return Candidate(way.name, batch, make)
 
 
-def table(base: DiffusionTrainingConfig, encoder: AutoencoderTrainingConfig, batches: list[int], device: torch.device) -> None:
+def all_ways(base: DiffusionTrainingConfig, encoder: AutoencoderTrainingConfig, batches: list[int],
+             device: torch.device) -> None:
     """All rows, to stdout."""
+    gpu = device.type == "cuda"
+    ways = [(way, base.loop.batch) for way in (*WAYS, *(ON_GPU if gpu else []))]
+    ways += [(ON_GPU[-2] if gpu else WAYS[-3], batch) for batch in batches]
     flops = sum(denoiser_flops(base, side=encoder.crop.lowres_px // encoder.model.factor).values())
-    most, about = peak(device)
-    print(f"{flops / TFLOP:,.3g} TFLOP a sample, without encoding; peak {about}.\n")
-    print("| way | batch | latents/s | ÷ published | share of peak | memory, MiB |\n|---|---|---|---|---|---|")
-    ways = [(way, base.loop.batch) for way in (*WAYS, *(ON_GPU if device.type == "cuda" else []))]
-    ways += [(ON_GPU[-2] if device.type == "cuda" else WAYS[-3], batch) for batch in batches]
-    first = 0.0
-    for way, batch in ways:
-        try:
-            found = figures(base, encoder, way, batch, device)
-        except RuntimeError as error:  # out of memory, or what a compiler cannot do: the other rows shall come
-            print(f"| {way.name} | {batch} | {type(error).__name__} | | | |", flush=True)
-            continue
-        finally:
-            torch.compiler.reset()
-            gc.collect()
-            if device.type == "cuda":
-                torch.cuda.empty_cache()
-        first = first or found.images_s
-        memory = f"{found.memory_bytes / MIB:,.0f}" if found.memory_bytes else "not measured"
-        print(f"| {way.name} | {batch} | {found.images_s:.1f} | {found.images_s / first:.2f} × | "
-              f"{flops * found.images_s / most:.1%} | {memory} |", flush=True)
+    table([candidate(base, encoder, way, batch, device) for way, batch in ways], flops=flops, device=device, unit="latents")

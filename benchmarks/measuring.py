@@ -1,16 +1,24 @@
 """Steps a second, memory, and the peak of a device, as all benchmarks of training measure them."""
 
+import gc
+import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 WARM_UP, LEAST_STEPS, LEAST_S = 5, 10, 10.0
+ROUNDS, ROUND_STEPS, ROUND_S = 7, 3, 3.0
+MIB = 1 << 20
 PEAKS = {"H200": 989e12, "H100 PCIe": 756e12, "H100 NVL": 835e12, "H100": 989e12,
          "A100": 312e12, "L40S": 362e12, "RTX 4090": 165e12}
 """Dense bfloat16 operations a second that the makers state; of a CPU it is measured in float32."""
+
+
+Update = Callable[[Any, int], object]
+"""One step: a batch, and its number from 1 on."""
 
 
 @dataclass(frozen=True)
@@ -19,7 +27,73 @@ class Figures:
     memory_bytes: int
 
 
-def steps_per_second(update: Callable[[Any, int], object], feed: Iterator[Any], batch: int, device: torch.device) -> Figures:
+@dataclass(frozen=True)
+class Candidate:
+    """One row of a table."""
+
+    name: str
+    batch: int
+    make: Callable[[], tuple[Update, Iterator[Any]]]
+    """What is measured, and its batches."""
+
+
+def table(candidates: Sequence[Candidate], *, flops: int, device: torch.device, unit: str) -> None:
+    """A row for each candidate, to stdout; the ratios are to the first, and "-" where that failed."""
+    most, about = peak(device)
+    print(f"{flops / 1e9:,.1f} GFLOP a sample; peak {about}.\n")
+    print(f"| way | batch | {unit}/s | ÷ published | share of peak | memory, MiB |\n|---|---|---|---|---|---|", flush=True)
+    first = 0.0
+    for number, (candidate, found) in enumerate((one_by_one if device.type == "cuda" else in_turns)(candidates, device)):
+        if isinstance(found, str):
+            print(f"| {candidate.name} | {candidate.batch} | {found} | | | |", flush=True)
+            continue
+        first = found.images_s if number == 0 else first
+        ratio = f"{found.images_s / first:.2f} ×" if first else "-"
+        memory = f"{found.memory_bytes / MIB:,.0f}" if found.memory_bytes else "not measured"
+        print(f"| {candidate.name} | {candidate.batch} | {found.images_s:.1f} | {ratio} | "
+              f"{flops * found.images_s / most:.1%} | {memory} |", flush=True)
+
+
+def one_by_one(candidates: Sequence[Candidate], device: torch.device) -> Iterator[tuple[Candidate, Figures | str]]:
+    """Each alone in memory; the name of an error where one cannot run."""
+    for candidate in candidates:
+        found: Figures | str
+        try:
+            found = steps_per_second(*candidate.make(), candidate.batch, device)
+        except RuntimeError as error:  # out of memory, or what a compiler cannot do: the other rows shall come
+            found = type(error).__name__
+        torch.compiler.reset()
+        gc.collect()
+        torch.cuda.empty_cache()
+        yield candidate, found
+
+
+def in_turns(candidates: Sequence[Candidate], device: torch.device) -> Iterator[tuple[Candidate, Figures | str]]:
+    """Medians of ROUNDS short turns of each, because the speed of a shared machine changes from minute to minute."""
+    made: list[tuple[Update, Iterator[Any]] | str] = []
+    for candidate in candidates:
+        try:
+            update, feed = candidate.make()
+            for step in range(1, WARM_UP + 1):
+                update(next(feed), step)
+            made.append((update, feed))
+        except RuntimeError as error:  # what a compiler cannot do
+            made.append(type(error).__name__)
+    rates: list[list[float]] = [[] for _ in candidates]
+    for turn in range(ROUNDS):
+        for one, candidate, mine in zip(made, candidates, rates, strict=True):
+            if isinstance(one, str):
+                continue
+            steps, begun = 0, time.perf_counter()
+            while steps < ROUND_STEPS or time.perf_counter() - begun < ROUND_S:
+                one[0](next(one[1]), WARM_UP + 1 + turn)
+                steps += 1
+            mine.append(steps * candidate.batch / (time.perf_counter() - begun))
+    for one, candidate, mine in zip(made, candidates, rates, strict=True):
+        yield candidate, one if isinstance(one, str) else Figures(statistics.median(mine), 0)
+
+
+def steps_per_second(update: Update, feed: Iterator[Any], batch: int, device: torch.device) -> Figures:
     """Steps until both LEAST_STEPS and LEAST_S are over, after a warm-up."""
     for step in range(1, WARM_UP + 1):
         update(next(feed), step)

@@ -11,7 +11,6 @@ neither Ray nor a network: data is random, or read from a dataset; LPIPS has ran
 
 import argparse
 import contextlib
-import gc
 import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -20,7 +19,7 @@ from typing import Literal
 import torch
 
 from benchmarks import diffusion_step
-from benchmarks.measuring import WARM_UP, Figures, peak, settle, steps_per_second
+from benchmarks.measuring import WARM_UP, Candidate, settle, table
 from benchmarks.published_loop import Published
 from infd.config import AutoencoderTrainingConfig
 from infd.data.loader import Batch, Loader
@@ -33,7 +32,6 @@ from infd.training.plan import model_flops
 from infd.training.world import World
 
 Batches = Callable[[AutoencoderTrainingConfig], Iterator[Batch]]
-MIB = 1 << 20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,13 +80,6 @@ def random_batches(config: AutoencoderTrainingConfig) -> Iterator[Batch]:
                                   rows=[0] * count))
 
 
-def figures(base: AutoencoderTrainingConfig, way: Way, batch: int, device: torch.device, batches: Batches) -> Figures:
-    config = configured(base, way, batch)
-    update = made(config, way, device)
-    feed = batches(config)
-    return steps_per_second(update, feed, batch, device)
-
-
 def made(config: AutoencoderTrainingConfig, way: Way, device: torch.device) -> Callable[[Batch, int], object]:
     """What updates the networks of a stage with random LPIPS."""
     lpips = Lpips.untrained(config.loss.lpips_net) if config.loss.lpips > 0 else None
@@ -96,29 +87,9 @@ def made(config: AutoencoderTrainingConfig, way: Way, device: torch.device) -> C
     return Published(stage=stage, reuse_fake=way.reuse_fake).iteration if way.published else stage.step
 
 
-def table(base: AutoencoderTrainingConfig, ways: list[tuple[Way, int]], device: torch.device, batches: Batches) -> None:
-    flops = sum(model_flops(base).values())
-    most, about = peak(device)
-    print(f"{flops / 1e9:,.1f} GFLOP a sample; peak {about}.\n")
-    print("| way | batch | images/s | ÷ published | share of peak | memory, MiB |\n|---|---|---|---|---|---|")
-    first = 0.0
-    for way, batch in ways:
-        try:
-            found = figures(base, way, batch, device, batches)
-        except RuntimeError as error:  # out of memory, or what a compiler cannot do: the other rows shall come
-            print(f"| {way.name} | {batch} | {type(error).__name__} | | | |", flush=True)
-            continue
-        finally:
-            torch.compiler.reset()
-            gc.collect()
-            if device.type == "cuda":
-                torch.cuda.empty_cache()
-        if way == PLAIN[0]:
-            first = found.images_s
-        ratio = f"{found.images_s / first:.2f} ×" if first else "-"
-        memory = f"{found.memory_bytes / MIB:,.0f}" if found.memory_bytes else "not measured"
-        print(f"| {way.name} | {batch} | {found.images_s:.1f} | {ratio} | "
-              f"{flops * found.images_s / most:.1%} | {memory} |", flush=True)
+def candidate(base: AutoencoderTrainingConfig, way: Way, batch: int, device: torch.device, batches: Batches) -> Candidate:
+    config = configured(base, way, batch)
+    return Candidate(way.name, batch, lambda: (made(config, way, device), batches(config)))
 
 
 def profile(base: AutoencoderTrainingConfig, way: Way, batch: int, device: torch.device, path: str) -> None:
@@ -156,7 +127,7 @@ def main(argv: list[str] | None = None) -> None:
     base, device = AUTOENCODER[args.preset](), torch.device("cuda" if gpu else "cpu")
     if args.stage == "two":
         print(f"Stage two, preset {args.preset}, random data.\n")
-        return diffusion_step.table(DIFFUSION[args.preset](), base, args.batches, device)
+        return diffusion_step.all_ways(DIFFUSION[args.preset](), base, args.batches, device)
     best = ON_GPU[-2] if gpu else PLAIN[-1]
     ways = [(way, base.loop.batch) for way in (*PLAIN, *(ON_GPU if gpu else ON_CPU))]
     ways += [(best, batch) for batch in args.batches]
@@ -170,7 +141,8 @@ def main(argv: list[str] | None = None) -> None:
             loader = Loader(dataset, order, config.loader, slots=range(config.loop.batch), pin_memory=gpu)
             return iter(held.enter_context(loader))
 
-        table(base, ways, device, batches)
+        table([candidate(base, way, batch, device, batches) for way, batch in ways], flops=sum(model_flops(base).values()),
+              device=device, unit="images")
     if args.profile:
         profile(base, best, base.loop.batch, device, args.profile)
 
