@@ -1,0 +1,171 @@
+"""Images a second through crops and features: ours, and torch-fidelity's own loop, on the same files in one run.
+
+One random 256 x 256 crop of each PNG of 1024 x 1024 through the Inception of FID, weights drawn at random (their values change
+no time). A core: both are held to one, with one torch thread; the peer without loader processes and with them. Then ours on
+Ray with one worker and with two, without their start: the time that further blocks take.
+
+    python -m benchmarks.evaluate [--images 64] [--rounds 3]
+"""
+
+import argparse
+import hashlib
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import nn
+
+from benchmarks.photographs import origin, photograph
+from infd.compat import torchvision_ready
+from infd.evaluation.collect import block_features
+from infd.evaluation.crops import OneCrop, plan
+from infd.evaluation.features import FeatureNetwork, NetworkConfig, inception
+from infd.evaluation.protocols import Distances
+from infd.evaluation.sources import FolderSource
+from pipelines import cluster
+from pipelines import evaluation_work as units
+from pipelines.evaluation_work import Settings, SourceSpec, engine, feature_tasks
+
+P, R, BATCH, RAY_BATCH = 256, 1024, 32, 8
+
+
+def main(argv: Sequence[str] = ()) -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.evaluate")
+    parser.add_argument("--images", type=int, default=64)
+    parser.add_argument("--rounds", type=int, default=3)
+    args = parser.parse_args(list(argv))
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory(prefix="infd-bench-") as folder:
+        images = make_images(Path(folder) / "images", args.images)
+        network = inception(random_state())
+        rows = [("ours, one core", ours(images, network, args.rounds)),
+                ("torch-fidelity's loop, one core, no loader processes", peer(images, network, args.rounds, processes=False)),
+                ("torch-fidelity's loop, one core, its 4 loader processes", peer(images, network, args.rounds, processes=True))]
+        with cluster.connect():
+            rows += [(f"ours on Ray, {workers} worker{'s' * (workers > 1)}", on_ray(images, workers, folder))
+                     for workers in (1, 2)]
+    print(f"{args.images} PNG of {R} x {R} ({origin()}), one crop of {P} each, batch {BATCH}, on Ray {RAY_BATCH}; the best of "
+          f"{args.rounds} rounds.\n\n"
+          "| what | images/s |\n|---|---|")
+    for name, rate in rows:
+        print(f"| {name} | {rate:.2f} |")
+    print(f"\nOurs against the peer on a core: {rows[0][1] / max(rows[1][1], rows[2][1]):.2f} times its better way; two "
+          f"workers against one: {rows[4][1] / rows[3][1]:.2f} times.")
+
+
+def make_images(folder: Path, count: int) -> str:
+    folder.mkdir()
+    for index in range(count):
+        photograph(R, R, seed=index).save(folder / f"image-{index:04d}.png")
+    return str(folder)
+
+
+def random_state() -> dict[str, torch.Tensor]:
+    """Weights of FID's Inception, drawn."""
+    torchvision_ready()
+    from torchvision.models import inception_v3
+
+    torch.manual_seed(0)
+    model = inception_v3(weights=None, num_classes=1008, aux_logits=False, init_weights=False)
+    return {name: value.detach() for name, value in model.state_dict().items()}
+
+
+@contextmanager
+def one_core() -> Iterator[None]:
+    """This process, and what it starts, on one core."""
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {min(before)})
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, before)
+
+
+def best(work: Callable[[], object], images: int, rounds: int) -> float:
+    """Images a second of the best of some rounds."""
+    times = []
+    for _ in range(rounds):
+        begun = time.perf_counter()
+        work()
+        times.append(time.perf_counter() - begun)
+    return images / min(times)
+
+
+def ours(images: str, network: FeatureNetwork, rounds: int) -> float:
+    source = FolderSource(images)
+    cuts = plan(OneCrop(p=P, r=R), source, source).b
+    with one_core():
+        return best(lambda: block_features(source, cuts, network, batch=BATCH), len(cuts), rounds)
+
+
+def peer(images: str, network: FeatureNetwork, rounds: int, *, processes: bool) -> float:
+    """The package's loop over a dataset that reads and crops as INFD's script does."""
+    from torch_fidelity.utils import get_featuresdict_from_dataset
+
+    paths = sorted(Path(images).iterdir())
+
+    class Crops(torch.utils.data.Dataset):
+        def __len__(self) -> int:
+            return len(paths)
+
+        def __getitem__(self, index: int) -> torch.Tensor:
+            with Image.open(paths[index]) as image:
+                y, x = np.random.default_rng(index).integers(0, R - P + 1, 2)
+                crop = image.convert("RGB").crop((x, y, x + P, y + P))
+            return torch.from_numpy(np.array(crop)).permute(2, 0, 1)
+
+    extractor = network.trunk.module  # pyright: ignore[reportFunctionMemberAccess]
+    assert isinstance(extractor, nn.Module)
+    with one_core():
+        return best(lambda: get_featuresdict_from_dataset(Crops(), extractor, BATCH, False, not processes, False), len(paths),
+                    rounds)
+
+
+def on_ray(images: str, workers: int, folder: str) -> float:
+    """Images a second of all workers: of five times the blocks, what they take beyond a first one."""
+    torch.manual_seed(0)
+    path = Path(folder) / "network.pt"
+    if not path.exists():
+        torch.jit.trace(Traced(), torch.zeros(BATCH, 3, P, P)).save(str(path))  # pyright: ignore
+    config = NetworkConfig(name="torchscript", weights=str(path), label="bench", input_px=P,
+                           sha256=hashlib.sha256(path.read_bytes()).hexdigest())
+    protocol = Distances(name="pfid_infd", crops=OneCrop(p=P, r=R), network=config, batch=RAY_BATCH)
+    spec = SourceSpec(uri=images)
+    source = FolderSource(images)
+    cuts = plan(protocol.crops, source, source).b
+    took = []
+    with engine(ray=True, workers=workers, device="cpu") as made:
+        for times in (1, 5):
+            work = f"{folder}/work-{workers}-{times}"
+            tasks = [task for k in range(times) for start in range(0, len(cuts), RAY_BATCH)
+                     for task in feature_tasks(0, f"{k}-{start}", cuts[start:start + RAY_BATCH], work)]
+            begun = time.perf_counter()
+            made.run(Settings(protocol=protocol, specs=(spec, spec), work=work, device="cpu"), units.missing(tasks))
+            took.append(time.perf_counter() - begun)
+    return 4 * len(cuts) / (took[1] - took[0])
+
+
+class Traced(nn.Module):
+    """torchvision's Inception up to its pooled features, at 299, which a TorchScript file can hold."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torchvision_ready()
+        from torchvision.models import inception_v3
+
+        self.model = inception_v3(weights=None, aux_logits=False, init_weights=False).eval()
+        self.model.fc = nn.Identity()  # pyright: ignore[reportAttributeAccessIssue]
+
+    def forward(self, rgb: torch.Tensor) -> torch.Tensor:
+        return self.model(nn.functional.interpolate(rgb, (299, 299), mode="bilinear"))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
