@@ -8,6 +8,7 @@ Ray with one worker and with two, without their start: the time that further blo
 """
 
 import argparse
+import copy
 import hashlib
 import os
 import sys
@@ -121,8 +122,9 @@ def peer(images: str, network: FeatureNetwork, rounds: int, *, processes: bool) 
                 crop = image.convert("RGB").crop((x, y, x + P, y + P))
             return torch.from_numpy(np.array(crop)).permute(2, 0, 1)
 
-    extractor = network.trunk.module  # pyright: ignore[reportFunctionMemberAccess]
-    assert isinstance(extractor, nn.Module)
+    ours_of = network.trunk.module  # pyright: ignore[reportFunctionMemberAccess]
+    assert isinstance(ours_of, nn.Module)
+    extractor = copy.deepcopy(ours_of).to(memory_format=torch.contiguous_format)        # as the package makes it
     with one_core():
         return best(lambda: get_featuresdict_from_dataset(Crops(), extractor, BATCH, False, not processes, False), len(paths),
                     rounds)

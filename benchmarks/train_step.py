@@ -44,12 +44,15 @@ class Way:
     precision: Literal["float32", "tf32", "bfloat16"] = "float32"
     channels_last: bool = False
     compiled: bool = False
+    fused: bool = False
+    """Of the published loop: Adam in one call; ours always."""
 
 
 PLAIN = [
     Way(name="published: float32, eager", published=True),
     Way(name="adaptive weight from one backward of each loss, alone"),
     Way(name="fake reused, alone", published=True, reuse_fake=True),
+    Way(name="Adam in one call, alone", published=True, fused=True),
     Way(name="channels last, alone", published=True, channels_last=True),
     Way(name="bfloat16, alone", published=True, precision="bfloat16"),
     Way(name="compiled, alone", published=True, compiled=True),
@@ -62,7 +65,8 @@ ON_GPU = [
     Way(name="ours, channels last", reuse_fake=True, precision="bfloat16", compiled=True, channels_last=True),
 ]
 ON_CPU = [Way(name="ours, channels last", reuse_fake=True, channels_last=True),
-          Way(name="ours, compiled", reuse_fake=True, compiled=True)]
+          Way(name="ours, compiled", reuse_fake=True, compiled=True),
+          Way(name="ours, compiled, channels last", reuse_fake=True, compiled=True, channels_last=True)]
 
 
 def configured(base: AutoencoderTrainingConfig, way: Way, batch: int) -> AutoencoderTrainingConfig:
@@ -84,7 +88,18 @@ def made(config: AutoencoderTrainingConfig, way: Way, device: torch.device) -> C
     """What updates the networks of a stage with random LPIPS."""
     lpips = Lpips.untrained(config.loss.lpips_net) if config.loss.lpips > 0 else None
     stage = AutoencoderStage(config, world=World(device=device), lpips=lpips, validation=[])
-    return Published(stage=stage, reuse_fake=way.reuse_fake).iteration if way.published else stage.step
+    if not way.published:
+        return stage.step
+    if not way.fused:
+        stage.generator_adam = plain_adam(stage.generator_adam)
+        stage.discriminator_adam = plain_adam(stage.discriminator_adam) if stage.discriminator_adam else None
+    return Published(stage=stage, reuse_fake=way.reuse_fake).iteration
+
+
+def plain_adam(adam: torch.optim.Adam) -> torch.optim.Adam:
+    """torch's default for the device."""
+    group = adam.param_groups[0]
+    return torch.optim.Adam(group["params"], lr=group["lr"], betas=group["betas"])
 
 
 def candidate(base: AutoencoderTrainingConfig, way: Way, batch: int, device: torch.device, batches: Batches) -> Candidate:
