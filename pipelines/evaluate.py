@@ -34,7 +34,7 @@ from infd.evaluation.sources import DatasetSource, Source, Split
 from infd.evaluation.spectra import Spectrum
 from pipelines import evaluation_work as units
 from pipelines.evaluation_pictures import picture_task, ranking
-from pipelines.evaluation_wishes import Wish, protocols_of
+from pipelines.evaluation_wishes import PUBLISHED_PATCHES, Wish, protocols_of
 from pipelines.evaluation_work import Engine, Settings, SourceSpec, Task, open_spec
 from pipelines.snapshots_text import table_text
 
@@ -99,7 +99,9 @@ def evaluate_wish(
     out = storage.absolute(out) if out else default_out(specs)
     with units.engine(ray=ray, workers=workers, device=device) as engine:
         opened: dict[SourceSpec, Source] = {}
-        truth = None if len(specs) == 1 else open_spec(specs[0], device=engine.device, opened=opened)
+        # Seeds have no size before the protocol gives them one; they tell a protocol nothing either.
+        seeds_first = len(specs) == 1 or bool(stage_at(specs[0].uri))
+        truth = None if seeds_first else open_spec(specs[0], device=engine.device, opened=opened)
         made = []
         for protocol in protocols_of(wish, dataset=isinstance(truth, DatasetSource)):
             sided = with_sides(protocol, specs, wish, truth)
@@ -120,8 +122,9 @@ def specs_of(wish: Wish) -> list[SourceSpec]:
     sample = wish.sample
     if sample.context:
         sample = dataclasses.replace(sample, context=storage.absolute(sample.context))
+    seeds = wish.images or (PUBLISHED_PATCHES if wish.protocol == "pfid_anyres" else 0)
     specs = [SourceSpec(uri=uri, split=wish.splits() if dataset else others, sample=sample, first_seed=wish.first_seed,
-                        seeds=wish.images) for uri, dataset in zip(addresses, datasets, strict=True)]
+                        seeds=seeds) for uri, dataset in zip(addresses, datasets, strict=True)]
     return [specs[0], *(dataclasses.replace(spec, of=specs[0]) for spec in specs[1:])]
 
 
@@ -184,7 +187,7 @@ def evaluate(
     sources = [open_spec(spec, device=engine.device, kept=storage.join(out, "work"), opened=opened) for spec in specs]
     if not isinstance(protocol, Consistency) and len(sources) != 2:
         raise EvaluationError(f"protocol {protocol.name}: {len(sources)} sources; expected two, the truth first; name both")
-    found = network or (open_here(protocol) if isinstance(protocol, Distances) else None)
+    found = network or (open_here(protocol, engine.device) if isinstance(protocol, Distances) else None)
     scene = Scene(protocol=protocol, specs=tuple(map(pinned, specs, sources)), sources=sources, out=out, engine=engine,
                   pictures=pictures, network=found, given=network)
     result, where = made(scene, cache), storage.join(scene.folder, "result.json")
@@ -290,10 +293,10 @@ class Blocks:
         return made
 
 
-def open_here(protocol: Distances) -> FeatureNetwork:
+def open_here(protocol: Distances, device: str) -> FeatureNetwork:
     """The network in this process, which needs its size, name and hash. Raises WeightsError that offers others."""
     try:
-        return open_network(protocol.network, device="cuda" if torch.cuda.is_available() else "cpu")
+        return open_network(protocol.network, device=device if torch.cuda.is_available() else "cpu")
     except WeightsError as error:
         raise WeightsError(f"{error} {others(protocol.network.name)}") from error
 

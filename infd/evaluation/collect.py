@@ -85,6 +85,8 @@ def blocks(cuts: Sequence[Cut]) -> list[Sequence[Cut]]:
 
 def block_features(source: Source, cuts: Sequence[Cut], network: FeatureNetwork, *, batch: int) -> np.ndarray:
     """float32 (N, D). Law: it depends on these cuts and `batch` alone."""
+    if not cuts:
+        return np.zeros((0, network.dim), np.float32)
     images = patches(source, cuts)
     found = [network(np.stack([next(images) for _ in cuts[start:start + batch]])) for start in range(0, len(cuts), batch)]
     return np.concatenate(found)
@@ -109,7 +111,7 @@ def cache_key(source: Source, cuts: Sequence[Cut], network: FeatureNetwork, *, b
 
 def versions() -> dict[str, str]:
     """Of what turns files into features."""
-    return {name: importlib.metadata.version(name) for name in ("torch", "numpy", "pillow-simd", "torch-fidelity")}
+    return {name: importlib.metadata.version(name) for name in ("infd", "torch", "numpy", "pillow-simd", "torch-fidelity")}
 
 
 def load_features(uri: str) -> np.ndarray:

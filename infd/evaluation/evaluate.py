@@ -116,7 +116,8 @@ def compared(
             raise ValueError(f"{one}: features were not kept")
         if one == "kid":
             name, value = metric_name("kid", protocol, network), kid(a.features, b.features, protocol.kid)
-            errors[name] = value.standard_error
+            if value.standard_error is not None:
+                errors[name] = value.standard_error
             yield name, value.mean
         else:
             shares = precision_recall(a.features, b.features, protocol.precision_recall, device=network.device)

@@ -50,8 +50,9 @@ class Kid(NamedTuple):
     """Over subsets; unbiased, so it may be a little below 0."""
     std: float
     """Over subsets (divided by their number), as torch-fidelity reports."""
-    standard_error: float
-    """Of the mean. Subsets share images, so no more of them count than would fit side by side into the smaller set."""
+    standard_error: float | None
+    """Of the mean. Subsets share images, so no more of them count than would fit side by side into the smaller set; None where
+    two do not fit, because the spread of subsets that are nearly the same says nothing."""
 
 
 def kid(a: np.ndarray, b: np.ndarray, config: KidConfig = DEFAULT) -> Kid:
@@ -73,7 +74,7 @@ def kid(a: np.ndarray, b: np.ndarray, config: KidConfig = DEFAULT) -> Kid:
         values.append(polynomial_mmd(a[one], b[two], config))
     spread = float(np.std(values))
     independent = min(config.subsets, min(len(a), len(b)) // config.subset_size)
-    return Kid(float(np.mean(values)), spread, spread / float(np.sqrt(independent)))
+    return Kid(float(np.mean(values)), spread, spread / float(np.sqrt(independent)) if independent > 1 else None)
 
 
 def polynomial_mmd(x: np.ndarray, y: np.ndarray, config: KidConfig = DEFAULT) -> float:

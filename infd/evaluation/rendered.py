@@ -22,6 +22,7 @@ from torch import Tensor
 from infd import checkpoint, storage
 from infd.config import SampleConfig, flat
 from infd.errors import CheckpointError
+from infd.evaluation.collect import versions
 from infd.evaluation.errors import EvaluationError
 from infd.evaluation.sources import DatasetSource, Sides, Source, require_side
 from infd.generation.load import autoencoder_config, denoiser_config, load_autoencoder
@@ -248,7 +249,8 @@ class Drawn:
 
     def kept_at(self, unit: int) -> str:
         """Address of a unit's latents; the name stands for all that they depend on."""
-        facts = self.facts() | {"seeds": told(self.seeds[unit * UNIT:(unit + 1) * UNIT]), "device": self.device}
+        facts = self.facts() | {"seeds": told(self.seeds[unit * UNIT:(unit + 1) * UNIT]), "device": self.device,
+                                 "versions": versions()}
         return storage.join(self.kept, f"latents-{digest(facts)[:32]}.safetensors")
 
     def _from_kept(self, unit: int) -> Tensor:

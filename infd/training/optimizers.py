@@ -20,9 +20,9 @@ def learning_rate(config: OptimizerConfig, step: int) -> float:
 
 
 def adam(module: nn.Module, config: OptimizerConfig) -> torch.optim.Adam:
-    """Adam over all parameters that learn, or AdamW where they decay; fused: all of them in one call."""
+    """Adam over all parameters that learn, or AdamW where they decay; fused where the device is a GPU."""
     parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
-    how: dict[str, Any] = {"lr": config.lr, "betas": config.betas, "fused": True}
+    how: dict[str, Any] = {"lr": config.lr, "betas": config.betas, "fused": parameters[0].is_cuda}
     if config.weight_decay:
         return torch.optim.AdamW(parameters, weight_decay=config.weight_decay, **how)
     return torch.optim.Adam(parameters, **how)

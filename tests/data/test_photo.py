@@ -372,10 +372,10 @@ def tiff_of(image: Image.Image, **options: object) -> bytes:
     ("none.tif", lambda image: tiff_of(image, compression="deflate", rowsperstrip=3000, predictor=2), 14.5),
     ("full.avif", lambda image: imagecodecs.avif_encode(np.asarray(image), level=60, speed=10, numthreads=1), 8.5)])
 def test_law_memory_is_a_few_bytes_a_pixel(tmp_path, warm, make, bound):
-    """The kernel counts by core, and once in a hundred runs some MiB late: a second look settles it."""
+    """Beside them up to 8 MiB: where the kernel has huge pages for NumPy, each large array ends at a multiple of 2 MiB."""
     (tmp_path / "file").write_bytes(make(picture(4000, 3000)))
-    looks = (decoding_bytes(tmp_path / "file", warm) for _ in range(2))
-    assert any(grown < bound * width * height for width, height, grown in looks)
+    width, height, grown = decoding_bytes(tmp_path / "file", warm)
+    assert grown < bound * width * height + (8 << 20)
 
 
 @pytest.mark.slow

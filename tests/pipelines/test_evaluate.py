@@ -216,8 +216,19 @@ def test_job_patches_of_seeds_with_a_network_of_ones_own(tmp_path, capsys, scrip
     assert len(list((tmp_path / "out" / "work").glob("latents-*"))) == 1            # both have the same seeds
     again, _, same = run(capsys, "pfid_infd", tmp_path / "data", model, "--patch", "32/64", *common)
     assert again[0].to_json() == found[0].to_json() and same == folders[:1]
+    anew, _, _ = run(capsys, "pfid_infd", tmp_path / "data", model, "--patch", "32/64", *common, "--out", tmp_path / "anew")
+    assert anew[0].to_json() == found[0].to_json()                                 # nothing of the first is left there
     random, _, _ = run(capsys, "pfid_anyres", tmp_path / "data", model, "--patch", "32/32-64", *common)
     assert random[0].metrics[0].name == "frechet_random_p32min32max64[texture]" and random[0].choices["ddof"] == 0
+
+
+def test_job_two_checkpoints_of_stage_two_are_compared(tmp_path, capsys, scripted):
+    """Seeds have no size of their own, on either side."""
+    one, other = (diffusion_checkpoint(tmp_path / str(seed), seed=seed) for seed in range(2))
+    common = ("--patch", "32/64", "--images", "6", "--steps", "2", "--out", tmp_path / "out", *scripted_arguments(scripted))
+    [same], _, _ = run(capsys, "pfid_infd", one, one, *common)
+    [found], _, _ = run(capsys, "pfid_infd", one, other, *common)
+    assert found.counts == {"a": 6, "b": 6} and same.metrics[0].value < 1e-6 < 1e-3 < found.metrics[0].value
 
 
 @pytest.mark.parametrize("stage", ["autoencoder", "latent_diffusion"])

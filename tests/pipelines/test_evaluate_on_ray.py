@@ -75,7 +75,7 @@ def test_law_two_actors_make_what_this_process_makes_byte_for_byte(stack, bucket
     assert sum("/work/latents-" in name for name in found["two"]) == 2
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_job_that_was_killed_goes_on_from_the_blocks_that_are_done(stack, bucket, capfd):
     """SIGKILL to the driver once some blocks are there; what was finished is neither made nor written again."""
     model = diffusion_checkpoint(f"{bucket}/model")

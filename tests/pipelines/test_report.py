@@ -277,6 +277,7 @@ def test_numbers_are_written_with_four_digits(value, text):
 def test_job_figures_and_page_go_into_the_runs_of_mlflow(judged, tmp_path, monkeypatch, capsys):
     from mlflow.tracking import MlflowClient
 
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     assert job.main([judged[0], "--out", str(tmp_path / "none"), "--mlflow"]) == 2
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'mlflow.db'}")
     monkeypatch.chdir(tmp_path)

@@ -522,9 +522,8 @@ def last(uri: str, number: int) -> int:
     return checkpoint.pointed(f"{uri}/trials/{number:03d}", "last") or 0
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(("values", "concurrent", "count"), [
-    ("1e-6", "1", 2), pytest.param("1e-6,1e-4", "0", 4, marks=pytest.mark.long)])
+@pytest.mark.long
+@pytest.mark.parametrize(("values", "concurrent", "count"), [("1e-6", "1", 2), ("1e-6,1e-4", "0", 4)])
 def test_job_a_killed_sweep_goes_on_and_ends_in_a_table(stack, bucket, capfd, caplog, monkeypatch, values, concurrent, count):
     """Two seeds. The driver alone is killed, when a trial is over and another is on its way: all ends with it."""
     monkeypatch.setattr(job.logs, "to_stderr", lambda: caplog.set_level(logging.INFO))
