@@ -8,7 +8,7 @@ import sys
 from importlib.metadata import version
 from pathlib import Path
 
-NAMES = ("patch_read", "loader", "ingest", "train_step", "render")
+NAMES = ("patch_read", "loader", "ingest", "train_step", "render", "evaluate")
 PACKAGES = ("torch", "pillow-simd", "imagecodecs", "pyarrow", "numpy", "ray")
 
 

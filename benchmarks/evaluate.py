@@ -11,6 +11,7 @@ import argparse
 import copy
 import hashlib
 import os
+import statistics
 import sys
 import tempfile
 import time
@@ -46,14 +47,15 @@ def main(argv: Sequence[str] = ()) -> None:
     with tempfile.TemporaryDirectory(prefix="infd-bench-") as folder:
         images = make_images(Path(folder) / "images", args.images)
         network = inception(random_state())
-        rows = [("ours, one core", ours(images, network, args.rounds)),
-                ("torch-fidelity's loop, one core, no loader processes", peer(images, network, args.rounds, processes=False)),
-                ("torch-fidelity's loop, one core, its 4 loader processes", peer(images, network, args.rounds, processes=True))]
+        rows = in_turns({
+            "ours, one core": ours(images, network),
+            "torch-fidelity's loop, one core, no loader processes": peer(images, network, processes=False),
+            "torch-fidelity's loop, one core, its 4 loader processes": peer(images, network, processes=True)}, args)
         with cluster.connect():
             rows += [(f"ours on Ray, {workers} worker{'s' * (workers > 1)}", on_ray(images, workers, folder))
                      for workers in (1, 2)]
-    print(f"{args.images} PNG of {R} x {R} ({origin()}), one crop of {P} each, batch {BATCH}, on Ray {RAY_BATCH}; the best of "
-          f"{args.rounds} rounds.\n\n"
+    print(f"{args.images} PNG of {R} x {R} ({origin()}), one crop of {P} each, batch {BATCH}; on Ray {RAY_BATCH}, "
+          f"torchvision's Inception; on one core the medians of {args.rounds} rounds, in turns.\n\n"
           "| what | images/s |\n|---|---|")
     for name, rate in rows:
         print(f"| {name} | {rate:.2f} |")
@@ -89,24 +91,25 @@ def one_core() -> Iterator[None]:
         os.sched_setaffinity(0, before)
 
 
-def best(work: Callable[[], object], images: int, rounds: int) -> float:
-    """Images a second of the best of some rounds."""
-    times = []
-    for _ in range(rounds):
-        begun = time.perf_counter()
-        work()
-        times.append(time.perf_counter() - begun)
-    return images / min(times)
+def in_turns(ways: dict[str, Callable[[], object]], args: argparse.Namespace) -> list[tuple[str, float]]:
+    """Images a second of each, on one core: medians over rounds in turns, because a shared machine's speed changes."""
+    rates: dict[str, list[float]] = {name: [] for name in ways}
+    with one_core():
+        for _ in range(args.rounds):
+            for name, work in ways.items():
+                begun = time.perf_counter()
+                work()
+                rates[name].append(args.images / (time.perf_counter() - begun))
+    return [(name, statistics.median(found)) for name, found in rates.items()]
 
 
-def ours(images: str, network: FeatureNetwork, rounds: int) -> float:
+def ours(images: str, network: FeatureNetwork) -> Callable[[], object]:
     source = FolderSource(images)
     cuts = plan(OneCrop(p=P, r=R), source, source).b
-    with one_core():
-        return best(lambda: block_features(source, cuts, network, batch=BATCH), len(cuts), rounds)
+    return lambda: block_features(source, cuts, network, batch=BATCH)
 
 
-def peer(images: str, network: FeatureNetwork, rounds: int, *, processes: bool) -> float:
+def peer(images: str, network: FeatureNetwork, *, processes: bool) -> Callable[[], object]:
     """The package's loop over a dataset that reads and crops as INFD's script does."""
     from torch_fidelity.utils import get_featuresdict_from_dataset
 
@@ -125,9 +128,7 @@ def peer(images: str, network: FeatureNetwork, rounds: int, *, processes: bool) 
     ours_of = network.trunk.module  # pyright: ignore[reportFunctionMemberAccess]
     assert isinstance(ours_of, nn.Module)
     extractor = copy.deepcopy(ours_of).to(memory_format=torch.contiguous_format)        # as the package makes it
-    with one_core():
-        return best(lambda: get_featuresdict_from_dataset(Crops(), extractor, BATCH, False, not processes, False), len(paths),
-                    rounds)
+    return lambda: get_featuresdict_from_dataset(Crops(), extractor, BATCH, False, not processes, False)
 
 
 def on_ray(images: str, workers: int, folder: str) -> float:

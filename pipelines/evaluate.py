@@ -18,6 +18,7 @@ import numpy as np
 import torch
 
 from infd import checkpoint, storage, weights
+from infd.config import SampleConfig, flat
 from infd.data.snapshot import newest_number, split_address
 from infd.errors import ConfigError, WeightsError
 from infd.evaluation import collect, moments
@@ -28,10 +29,11 @@ from infd.evaluation.errors import EvaluationError
 from infd.evaluation.features import INCEPTION, STATES, FeatureNetwork, open_network
 from infd.evaluation.moments import Moments
 from infd.evaluation.protocols import Consistency, Distances, Pairs, Protocol, Spectra
-from infd.evaluation.rendered import Reconstructed, RenderedSource, stage_at
+from infd.evaluation.rendered import Reconstructed, RenderedSource, Stored, encoder_side, kind_at, stage_at
 from infd.evaluation.result import Metric, Result
-from infd.evaluation.sources import DatasetSource, Source, Split
+from infd.evaluation.sources import DatasetSource, FolderSource, Source, Split
 from infd.evaluation.spectra import Spectrum
+from infd.generation.registry import resolve
 from pipelines import evaluation_work as units
 from pipelines.evaluation_pictures import picture_task, ranking
 from pipelines.evaluation_wishes import PUBLISHED_PATCHES, Wish, protocols_of
@@ -100,10 +102,10 @@ def evaluate_wish(
     with units.engine(ray=ray, workers=workers, device=device) as engine:
         opened: dict[SourceSpec, Source] = {}
         # Seeds have no size before the protocol gives them one; they tell a protocol nothing either.
-        seeds_first = len(specs) == 1 or bool(stage_at(specs[0].uri))
+        seeds_first = len(specs) == 1 or bool(kind_at(specs[0].uri))
         truth = None if seeds_first else open_spec(specs[0], device=engine.device, opened=opened)
         made = []
-        for protocol in protocols_of(wish, dataset=isinstance(truth, DatasetSource)):
+        for protocol in protocols_of(wish, dataset=isinstance(truth, DatasetSource), low_px=low_side(wish, specs)):
             sided = with_sides(protocol, specs, wish, truth)
             made.append(evaluate(protocol, sided, out=out, engine=engine, cache=cache, pictures=pictures, opened=opened))
         return made
@@ -111,6 +113,7 @@ def evaluate_wish(
 
 def specs_of(wish: Wish) -> list[SourceSpec]:
     """One for each address; a checkpoint reconstructs the first. Raises ConfigError: too few or too many addresses."""
+    wish.require_use()
     several = wish.protocol == "consistency"
     if not several and len(wish.sources) != 2:
         raise ConfigError(f"sources={' '.join(wish.sources)}: {len(wish.sources)} given; protocol {wish.protocol} compares "
@@ -122,10 +125,36 @@ def specs_of(wish: Wish) -> list[SourceSpec]:
     sample = wish.sample
     if sample.context:
         sample = dataclasses.replace(sample, context=storage.absolute(sample.context))
+    kinds = [kind_at(uri) for uri in addresses]
+    require_drawing(wish, kinds)
     seeds = wish.images or (PUBLISHED_PATCHES if wish.protocol == "pfid_anyres" else 0)
-    specs = [SourceSpec(uri=uri, split=wish.splits() if dataset else others, sample=sample, first_seed=wish.first_seed,
-                        seeds=seeds) for uri, dataset in zip(addresses, datasets, strict=True)]
+    specs = [SourceSpec(uri=uri, split=wish.splits() if dataset or kind == "latents" else others, sample=sample,
+                        first_seed=wish.first_seed, seeds=seeds, to_8_bits=wish.to_8_bits)
+             for uri, dataset, kind in zip(addresses, datasets, kinds, strict=True)]
     return [specs[0], *(dataclasses.replace(spec, of=specs[0]) for spec in specs[1:])]
+
+
+def require_drawing(wish: Wish, kinds: Sequence[str]) -> None:
+    """Raise ConfigError where a wish says how seeds are drawn, or fields rendered, and no source has any."""
+    given = [name for name, value in flat(wish.sample).items() if value != flat(SampleConfig())[name]]
+    given += ["first_seed"] if wish.first_seed else []
+    if "latent_diffusion" not in kinds and (lost := [name for name in given if name != "mode"]):
+        raise ConfigError(f"{', '.join(lost)}: {' '.join(wish.sources)}: nothing there draws seeds; expected a checkpoint of "
+                          "stage two; leave it out, or name one")
+    given = ["mode"] * ("mode" in given) + ["to_8_bits"] * (wish.to_8_bits != "nearest")
+    if given and not any(kinds):
+        raise ConfigError(f"{', '.join(given)}: {' '.join(wish.sources)}: nothing there is rendered; expected a checkpoint or "
+                          "latents; leave it out, or name one")
+
+
+def low_side(wish: Wish, specs: Sequence[SourceSpec]) -> int:
+    """The side that upscales begin from: given, or what the encoder of a checkpoint sees; 0 where nobody asks."""
+    if not wish.upscales or wish.low_px:
+        return wish.low_px
+    if kind_at(specs[-1].uri) != "autoencoder":
+        raise ConfigError(f"upscales={' '.join(map(str, wish.upscales))}: of what side? expected --low-px, or a checkpoint of "
+                          "stage one, whose encoder's side it is; say --low-px")
+    return encoder_side(checkpoint.load(resolve(specs[-1].uri)))
 
 
 def is_dataset(uri: str) -> bool:
@@ -136,13 +165,18 @@ def is_dataset(uri: str) -> bool:
 def with_sides(protocol: Protocol, specs: Sequence[SourceSpec], wish: Wish, truth: Source | None) -> list[SourceSpec]:
     """The specs with the sides at which fields are rendered. Of consistency one for each of the wish's sizes."""
     if isinstance(protocol, Consistency):
-        if not stage_at(specs[-1].uri):
+        if not kind_at(specs[-1].uri):
             return list(specs)
         if len(wish.sizes) < 2:
             raise ConfigError(f"sizes={' '.join(map(str, wish.sizes)) or 'missing'}: consistency compares renders at two sides "
                               "at least; say --sizes 256 512 1024")
         return [dataclasses.replace(specs[-1], side=side) for side in sorted(set(wish.sizes))]
-    return [dataclasses.replace(spec, side=side_of(protocol, truth)) if stage_at(spec.uri) else spec for spec in specs]
+    through = max(protocol.sizes, default=0) if isinstance(protocol, Pairs) and protocol.resample == "bicubic" else 0
+    if through and any(kind_at(spec.uri) == "latents" for spec in specs):
+        raise ConfigError(f"sources={' '.join(wish.sources)}: latents were made of whole photos; super_resolution makes what "
+                          "the encoder sees from each size anew; name the checkpoint")
+    return [dataclasses.replace(spec, side=side_of(protocol, truth), through_px=through) if kind_at(spec.uri) else spec
+            for spec in specs]
 
 
 def side_of(protocol: Protocol, truth: Source | None) -> int:
@@ -196,11 +230,12 @@ def evaluate(
 
 
 def pinned(spec: SourceSpec, source: Source) -> SourceSpec:
-    """The spec with the snapshot or step that its address means now, so that workers open what this process saw."""
+    """The spec with what its address means now, a snapshot, a step, files, so that workers open what this process saw."""
     of = spec.of
-    if of is not None and isinstance(source, RenderedSource) and isinstance(source.fields, Reconstructed):
-        of = pinned(of, source.fields.truth)
-    return dataclasses.replace(spec, uri=source.uri, of=of)
+    if of is not None and isinstance(source, RenderedSource) and isinstance(source.fields, Reconstructed | Stored):
+        of = pinned(of, source.fields.truth) if source.fields.truth else None
+    listing = source.listing if isinstance(source, FolderSource) else ""
+    return dataclasses.replace(spec, uri=source.uri, of=of, listing=listing)
 
 
 def made(scene: Scene, cache: str) -> Result:

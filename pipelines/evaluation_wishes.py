@@ -18,10 +18,22 @@ if TYPE_CHECKING:
 
 ProtocolName = Literal["fid", "pfid_infd", "pfid_anyres", "kid", "precision_recall", "frechet", "reconstruction",
                        "super_resolution", "consistency", "spectra"]
+PairMetricName = Literal["psnr", "psnr_y", "ssim", "ssim_y", "lpips_vgg", "lpips_alex"]
 NetworkName = Literal["inception-v3-compat", "efficientnet-lite0", "lpips-vgg", "lpips-alex", "torchscript"]
 HELD_OUT = ("reconstruction", "super_resolution", "consistency")
 """Protocols that look at the val split of a dataset where none is named: training never saw it."""
 PUBLISHED_PATCHES = 50_000
+PAIRS = ("reconstruction", "super_resolution")
+DISTANCES = ("fid", "pfid_infd", "pfid_anyres", "kid", "precision_recall", "frechet")
+USED_BY: dict[str, tuple[str, ...]] = {
+    "patch": (*DISTANCES, "spectra"), "sizes": (*PAIRS, "consistency"), "upscales": PAIRS, "low_px": PAIRS,
+    "side": ("fid", "kid", "precision_recall", "frechet"),
+    "real_images": (*DISTANCES, "spectra"), "crop_seeds": (*DISTANCES, "spectra"),
+    "prepare": ("pfid_infd", "kid", "precision_recall", "frechet", "spectra"), "metrics": PAIRS, "border_px": PAIRS,
+    "pool": PAIRS, "lpips_weights": PAIRS,
+    **dict.fromkeys(("also", "network", "network_weights", "network_label", "network_sha256", "network_input_px", "batch",
+                     "kid_subsets", "kid_subset_size", "k"), DISTANCES)}
+"""Options that only some protocols have a use for."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,6 +49,18 @@ class Wish:
     pfid_infd, pfid_anyres, spectra need some; fid-like protocols take whole images without."""
     sizes: tuple[int, ...] = ()
     """Sides at which pairs are compared or fields rendered; empty: pairs as they are."""
+    upscales: tuple[float, ...] = ()
+    """In place of sizes: sides as multiples of what the encoder sees, 5.3 7 10 12 as IND-LDM."""
+    low_px: int = 0
+    """The side that upscales begin from; 0: that of the checkpoint's encoder."""
+    metrics: tuple[PairMetricName, ...] = ()
+    """Of pairs; empty: the protocol's."""
+    border_px: int = 0
+    """Of pairs: pixels at each side that PSNR leaves out."""
+    pool: int = 0
+    """Pairs whose errors are averaged before PSNR's decibels are taken; 0: the protocol's, 8 of super_resolution, else 1."""
+    lpips_weights: str = ""
+    """Folder of LPIPS' weights; empty: the usual one."""
     side: int = 0
     """Whole images are brought to it; 0: as they are, all of one size."""
     images: int = 0
@@ -72,6 +96,8 @@ class Wish:
     """Precision and recall: balls reach to the k-th neighbour."""
     batch: int = 32
     """Images through the network at once; the last digits depend on it."""
+    to_8_bits: Literal["nearest", "down"] = "nearest"
+    """Of renders: to the nearest level, or down, as the published scripts write their images."""
     sample: SampleConfig = SampleConfig()
     """How seeds are drawn, and the norms of every render."""
 
@@ -79,6 +105,21 @@ class Wish:
         require(self.images >= 0, "images", self.images, "must be at least 0")
         require(self.first_seed >= 0, "first_seed", self.first_seed, "must be at least 0")
         require(bool(self.sources), "sources", self.sources, "name at least one")
+        require(all(one > 0 for one in self.upscales), "upscales", self.upscales, "must be above 0 each")
+        require(self.pool >= 0, "pool", self.pool, "must be at least 0")
+
+    def require_use(self) -> None:
+        """Raise ConfigError for an option that is given and that the protocol has no use for."""
+        require(not (self.sizes and self.upscales), "upscales", self.upscales, "say either sizes or upscales")
+        given = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)
+                 if field.name in USED_BY and getattr(self, field.name) != field.default}
+        for name, value in given.items():
+            require(self.protocol in USED_BY[name], name, value, f"protocol {self.protocol} has no use for it; leave it out")
+        for name, metric in (("kid_subsets", "kid"), ("kid_subset_size", "kid"), ("k", "precision_recall")):
+            require(name not in given or metric in (self.protocol, *self.also), name, given.get(name),
+                    f"no {metric} was asked for; leave it out, or say --also {metric}")
+        require(not (self.side and self.patch), "side", self.side, "patches have sides of their own; leave it out")
+        require(not self.low_px or bool(self.upscales), "low_px", self.low_px, "is of upscales; say some, or leave it out")
 
     def splits(self) -> Literal["all", "train", "val"]:
         """`split`, decided."""
@@ -90,21 +131,24 @@ class Wish:
 # ---------------------------------------------------------------- protocols
 
 
-def protocols_of(wish: Wish, *, dataset: bool = False) -> "list[Protocol]":
-    """The protocols that a wish means, one a patch. `dataset`: the first source is one.
+def protocols_of(wish: Wish, *, dataset: bool = False, low_px: int = 0) -> "list[Protocol]":
+    """The protocols that a wish means: one a patch, one a size of super_resolution.
 
-    Raises ConfigError: patches that are missing or cannot be.
+    `dataset`: the first source is one. `low_px`: what upscales are multiples of. Raises ConfigError: patches that are missing
+    or cannot be.
     """
     from infd.evaluation import protocols
 
-    if wish.prepare == "auto":
+    if wish.prepare == "auto" and wish.protocol in USED_BY["prepare"]:
         wish = dataclasses.replace(wish, prepare="center-lanczos" if dataset else "exact")
 
+    require(bool(low_px) or not wish.upscales, "upscales", wish.upscales, "are multiples of a side in pixels; say which")
+    sizes = wish.sizes or tuple(dict.fromkeys(round(low_px * one) for one in wish.upscales))
     match wish.protocol:
         case "reconstruction":
-            return [counted(protocols.reconstruction(*wish.sizes), wish)]
+            return [paired(protocols.reconstruction(*sizes), wish)]
         case "super_resolution":
-            return [counted(protocols.super_resolution(*wish.sizes), wish)]
+            return [paired(protocols.super_resolution(size), wish) for size in sizes or (0,)]
         case "consistency":
             return [protocols.Consistency(count=wish.images)]
         case "spectra":
@@ -113,8 +157,13 @@ def protocols_of(wish: Wish, *, dataset: bool = False) -> "list[Protocol]":
     return [distances_of(wish, crops) for crops in crops_of(wish)]
 
 
-def counted(protocol: "Pairs", wish: Wish) -> "Pairs":
-    return dataclasses.replace(protocol, count=wish.images)
+def paired(protocol: "Pairs", wish: Wish) -> "Pairs":
+    """A protocol of pairs with what the wish says of it."""
+    from infd import storage
+
+    return dataclasses.replace(
+        protocol, count=wish.images, metrics=wish.metrics or protocol.metrics, psnr_pool=wish.pool or protocol.psnr_pool,
+        border_px=wish.border_px, weights=storage.absolute(wish.lpips_weights) if wish.lpips_weights else "")
 
 
 def distances_of(wish: Wish, crops: "Crops") -> "Protocol":

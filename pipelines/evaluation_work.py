@@ -32,9 +32,10 @@ from infd.evaluation.errors import EvaluationError
 from infd.evaluation.features import FeatureNetwork, open_network
 from infd.evaluation.pixels import LpipsMetric
 from infd.evaluation.protocols import Consistency, Distances, Pairs, Protocol, Spectra
-from infd.evaluation.rendered import Drawn, RenderedSource, drawn, reconstructions, stage_at
-from infd.evaluation.sources import Source, Split, open_source
+from infd.evaluation.rendered import Drawn, RenderedSource, drawn, kind_at, reconstructions, stored
+from infd.evaluation.sources import FolderSource, Source, Split, open_source
 from infd.evaluation.spectra import Spectrum
+from infd.generation.reconstruct import To8Bits
 from pipelines import cluster, logs
 from pipelines.evaluation_pictures import take_pictures
 from pipelines.ingest import quiet
@@ -59,8 +60,14 @@ class SourceSpec:
     first_seed: int = 0
     seeds: int = 0
     sample: SampleConfig = SampleConfig()
+    to_8_bits: To8Bits = "nearest"
+    """Of renders."""
+    through_px: int = 0
+    """Of reconstructions: infd.evaluation.rendered.Reconstructed."""
     of: "SourceSpec | None" = None
-    """What an autoencoder reconstructs."""
+    """What an autoencoder reconstructs, and what latents are matched with."""
+    listing: str = ""
+    """Of a folder: its files as they were when the evaluation began."""
 
 
 def open_spec(spec: SourceSpec, *, device: str = "cpu", kept: str = "", opened: dict[SourceSpec, Source] | None = None
@@ -77,20 +84,29 @@ def open_spec(spec: SourceSpec, *, device: str = "cpu", kept: str = "", opened: 
 
 
 def open_anew(spec: SourceSpec, *, device: str, kept: str, opened: dict[SourceSpec, Source]) -> Source:
-    match stage_at(spec.uri):
+    match kind_at(spec.uri):
         case "autoencoder":
             if spec.of is None:
                 raise EvaluationError(f"{spec.uri}: a checkpoint of stage one, and nothing to reconstruct; expected the "
                                       "photographs before it; name a dataset or a folder first")
             truth = open_spec(spec.of, device=device, kept=kept, opened=opened)
-            return reconstructions(truth, spec.uri, side=spec.side, mode=spec.sample.mode, device=device)
+            return reconstructions(truth, spec.uri, side=spec.side, mode=spec.sample.mode, to_8_bits=spec.to_8_bits,
+                                   through_px=spec.through_px, device=device)
         case "latent_diffusion":
             if not spec.seeds:
                 raise EvaluationError(f"{spec.uri}: a checkpoint of stage two draws any number of images; expected how many; "
                                       "say --images")
             return drawn(spec.uri, range(spec.first_seed, spec.first_seed + spec.seeds), side=spec.side, config=spec.sample,
-                         device=device, kept=kept)
-    return open_source(spec.uri, split=spec.split)
+                         to_8_bits=spec.to_8_bits, device=device, kept=kept)
+        case "latents":
+            truth = open_spec(spec.of, device=device, kept=kept, opened=opened) if spec.of else None
+            return stored(spec.uri, truth, split=spec.split, side=spec.side, mode=spec.sample.mode, to_8_bits=spec.to_8_bits,
+                          device=device)
+    source = open_source(spec.uri, split=spec.split)
+    if spec.listing and isinstance(source, FolderSource) and source.listing != spec.listing:
+        raise EvaluationError(f"{spec.uri}: its files changed while they were evaluated; expected those that were there at the "
+                              "start; let nothing write there, and run the same command again")
+    return source
 
 
 # ---------------------------------------------------------------- one worker

@@ -22,7 +22,7 @@ from infd.evaluation.kid import kid
 from infd.evaluation.precision_recall import precision_recall
 from infd.evaluation.protocols import Consistency, Distances, PairMetric, Pairs, Protocol, Spectra
 from infd.evaluation.result import Metric, Result, metric
-from infd.evaluation.sources import Source, open_source
+from infd.evaluation.sources import Resample, Source, open_source, square
 from infd.evaluation.spectra import Spectrum, distance_db
 
 Collect = Callable[[Source, Sequence[Cut], bool], Statistics]
@@ -213,7 +213,7 @@ def pair_values(protocol: Pairs, a: Source, b: Source, couples: Couples, lpips: 
     found: Values = {}
     for _, (one, other) in couples:
         for size in protocol.sizes or (0,):
-            truth, image = (sized(source, index, size) for source, index in ((a, one), (b, other)))
+            truth, image = (sized(source, index, size, protocol.resample) for source, index in ((a, one), (b, other)))
             if truth.shape != image.shape:
                 raise EvaluationError(
                     f"{b.address(other)}: {image.shape[1]}x{image.shape[0]}; {a.address(one)} is {truth.shape[1]}x"
@@ -234,7 +234,7 @@ def pairs_result(
     """The Result of the values of all pairs."""
     equal = sum(value == 0 for key, values in found.items() if key.split("@")[0] == "psnr" for value in values)
     return Result(
-        protocol=protocol.name, choices=choices(protocol) | {"device": device, "resize": "centre square, Lanczos"},
+        protocol=protocol.name, choices=choices(protocol) | {"device": device},
         metrics=tuple(pair_metric(key, values, protocol) for key, values in found.items()),
         sources=(a.describe(), b.describe()), counts={"pairs": len(couples)}, items=tuple(name for name, _ in couples),
         networks=tuple({"name": name, "weights_sha256": one.sha256, "input": "x / 127.5 - 1"} for name, one in lpips.items()),
@@ -242,9 +242,9 @@ def pairs_result(
         versions=versions())
 
 
-def sized(source: Source, index: int, size: int) -> np.ndarray:
+def sized(source: Source, index: int, size: int, resample: Resample) -> np.ndarray:
     """The centre square at a side, or the image as it is (0)."""
-    return source.patch(index, side=size, y=0, x=0, p=size) if size else source.read(index)
+    return square(source, index, size, resample=resample) if size else source.read(index)
 
 
 def score(
@@ -266,10 +266,11 @@ def score(
 
 def pair_metric(key: str, values: list[float], protocol: Pairs) -> Metric:
     """The figure of one metric at one side."""
+    pool = protocol.psnr_pool
     if key.startswith("psnr"):
-        pool = protocol.psnr_pool
         values = [pixels.psnr_db(float(np.mean(values[start:start + pool]))) for start in range(0, len(values), pool)]
-    return metric(key, values, better="lower" if key.startswith("lpips") else "higher", over="images")
+    return metric(key, values, better="lower" if key.startswith("lpips") else "higher",
+                  over="pools" if key.startswith("psnr") and pool > 1 else "images")
 
 
 # ---------------------------------------------------------------- one set at several sides

@@ -13,6 +13,7 @@ from infd.evaluation.crops import Crops, OneCrop, RandomScales, WholeImages
 from infd.evaluation.features import NetworkConfig
 from infd.evaluation.kid import KidConfig
 from infd.evaluation.precision_recall import PrecisionRecallConfig
+from infd.evaluation.sources import Resample
 
 DEFAULT_NETWORK = NetworkConfig()
 DistanceName = Literal["frechet", "kid", "precision_recall"]
@@ -66,7 +67,9 @@ class Pairs:
     """Of the protocol."""
     metrics: tuple[PairMetric, ...] = ("psnr", "ssim", "lpips_alex")
     sizes: tuple[int, ...] = ()
-    """Sides at which pairs are compared: the centre square of each, Lanczos to it; empty: as they are, of equal sizes."""
+    """Sides at which pairs are compared: the centre square of each, brought to it; empty: as they are, of equal sizes."""
+    resample: Resample = "lanczos"
+    """How they are brought there, and from there to an encoder's side: bicubic (PIL's, antialiased) as IND-LDM."""
     psnr_pool: int = 1
     """Pairs, in order, whose squared errors are averaged before decibels are taken; IND-LDM's script has 8."""
     border_px: int = 0
@@ -149,9 +152,13 @@ def reconstruction(*sizes: int) -> Pairs:
     return Pairs(name="reconstruction", metrics=("psnr", "ssim", "lpips_vgg", "lpips_alex"), sizes=sizes)
 
 
-def super_resolution(*sizes: int) -> Pairs:
-    """IND-LDM's figures: PSNR over RGB from errors pooled over 8 images, LPIPS (AlexNet); and Y beside them."""
-    return Pairs(name="super_resolution", metrics=("psnr", "psnr_y", "ssim_y", "lpips_alex"), sizes=sizes, psnr_pool=8)
+def super_resolution(size: int = 0) -> Pairs:
+    """IND-LDM's figures: PSNR over RGB from errors pooled over 8 images, LPIPS (AlexNet); and Y beside them.
+
+    The truth is the centre square, bicubic to `size`, and what an encoder sees is made from that; 0: images as they are.
+    """
+    return Pairs(name="super_resolution", metrics=("psnr", "psnr_y", "ssim_y", "lpips_alex"), sizes=(size,) if size else (),
+                 psnr_pool=8, resample="bicubic")
 
 
 def spectra(p: int, r: int) -> Spectra:

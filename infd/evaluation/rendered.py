@@ -1,4 +1,4 @@
-"""Images that a checkpoint renders when they are asked for: reconstructions of other images, seeds of a second stage.
+"""Images that a checkpoint renders when they are asked for: reconstructions of other images, seeds of a second stage, latents.
 
 No image is written. A field has no size of its own: a patch of a view of side s is that part of the render at s x s, not
 of a larger render brought down. Shapes: z (n, Z, l, l); images uint8 (H, W, 3).
@@ -21,13 +21,14 @@ from torch import Tensor
 
 from infd import checkpoint, storage
 from infd.config import SampleConfig, flat
+from infd.data.latents import MANIFEST, PINS, open_latents
 from infd.errors import CheckpointError
 from infd.evaluation.collect import versions
 from infd.evaluation.errors import EvaluationError
-from infd.evaluation.sources import DatasetSource, Sides, Source, require_side
+from infd.evaluation.sources import DatasetSource, Sides, Source, Split, bicubic, require_side, rows_of, square
 from infd.generation.load import autoencoder_config, denoiser_config, load_autoencoder
 from infd.generation.model import Model, load_model
-from infd.generation.reconstruct import to_pixels
+from infd.generation.reconstruct import To8Bits, to_pixels
 from infd.generation.registry import resolve
 from infd.models.autoencoder import Autoencoder
 from infd.models.fields import Field, Mode
@@ -70,13 +71,14 @@ class Fields(Protocol):
 class RenderedSource:
     """Renders of fields, a `Source` of square images. Law: a patch is the crop of the render of its view."""
 
-    def __init__(self, fields: Fields, *, side: int, mode: Mode = "whole") -> None:
+    def __init__(self, fields: Fields, *, side: int, mode: Mode = "whole", to_8_bits: To8Bits = "nearest") -> None:
         """`side` of the images, pixels; 0: of what each field stands for. `mode`: of the renderer's norms.
 
         Raises EvaluationError: no field, or side 0 and fields that stand for no image.
         """
         self.fields, self.side, self.uri = fields, side, fields.uri
         self.mode: Mode = mode
+        self.to_8_bits: To8Bits = to_8_bits
         if not len(fields):
             raise EvaluationError(f"{self.uri}: no fields were asked for; expected some; ask for seeds, or name images")
         if not side and not fields.native(0):
@@ -99,12 +101,13 @@ class RenderedSource:
 
     def read(self, index: int) -> np.ndarray:
         side = self.sides(index).short
-        return to_pixels(self.field(index).render(side, side, statistics=self.mode))
+        return to_pixels(self.field(index).render(side, side, statistics=self.mode), to_8_bits=self.to_8_bits)
 
     def patch(self, index: int, *, side: int, y: int, x: int, p: int, offset: float | str = "center") -> np.ndarray:
         """The part of the render at side x side; `offset` says nothing of a square."""
         require_side(self, index, side)
-        return to_pixels(self.field(index).render(side, side, box=(y, x, y + p, x + p), statistics=self.mode))
+        rgb = self.field(index).render(side, side, box=(y, x, y + p, x + p), statistics=self.mode)
+        return to_pixels(rgb, to_8_bits=self.to_8_bits)
 
     def field(self, index: int) -> Field:
         """The field of an image; the most recent stay."""
@@ -117,10 +120,10 @@ class RenderedSource:
             return self._made[index]
 
     def fingerprint(self) -> str:
-        return digest({"fields": self.fields.facts(), "side": self.side, "mode": self.mode})
+        return digest({"fields": self.fields.facts(), "side": self.side, "mode": self.mode, "to_8_bits": self.to_8_bits})
 
     def describe(self) -> dict[str, object]:
-        return {"uri": self.uri, "images": len(self), "side": self.side, "mode": self.mode,
+        return {"uri": self.uri, "images": len(self), "side": self.side, "mode": self.mode, "to_8_bits": self.to_8_bits,
                 "fingerprint": self.fingerprint(), **self.fields.facts()}
 
 
@@ -131,23 +134,34 @@ def digest(facts: dict[str, object]) -> str:
 # ---------------------------------------------------------------- reconstructions
 
 
-def reconstructions(truth: Source, uri: str, *, side: int = 0, mode: Mode = "whole", device: str = "cpu") -> RenderedSource:
+def reconstructions(
+    truth: Source, uri: str, *, side: int = 0, mode: Mode = "whole", to_8_bits: To8Bits = "nearest", through_px: int = 0,
+    device: str = "cpu",
+) -> RenderedSource:
     """The centred views of `truth`, such as a dataset's split, through the autoencoder of a checkpoint and back.
 
-    `side` of the renders, pixels; 0: the short side of each image. Raises CheckpointError: none, or of another stage.
+    `side` of the renders, pixels; 0: the short side of each image. `through_px`: as `Reconstructed`.
+    Raises CheckpointError: none, or of another stage.
     """
-    return RenderedSource(Reconstructed(truth, uri, device=device), side=side, mode=mode)
+    fields = Reconstructed(truth, uri, through_px=through_px, device=device)
+    return RenderedSource(fields, side=side, mode=mode, to_8_bits=to_8_bits)
 
 
 class Reconstructed:
     """The fields of images, which the encoder sees as it saw those of its training: at its lowres side."""
 
-    def __init__(self, truth: Source, uri: str, *, device: str = "cpu") -> None:
+    def __init__(self, truth: Source, uri: str, *, through_px: int = 0, device: str = "cpu") -> None:
+        """`through_px`: what the encoder sees is made, bicubic, from the image brought to this side, bicubic too, as papers of
+        super-resolution make their inputs; 0: from the image itself, by Lanczos. Raises EvaluationError: a side below it.
+        """
         found = checkpoint.load(resolve(uri))
         autoencoder_config(found)
         self.truth, self.uri, self.device = truth, found.uri, device
         self.sha256, self.step = found.files[checkpoint.MODEL]["sha256"], found.step
-        self.lowres_px = int(found.meta["config"]["crop.lowres_px"])
+        self.lowres_px, self.through_px = encoder_side(found), through_px
+        if 0 < through_px < self.lowres_px:
+            raise EvaluationError(f"{uri}: its encoder sees {self.lowres_px} px; a truth of {through_px} px holds no more than "
+                                  "that; expected a larger one; choose larger sizes")
 
     def __len__(self) -> int:
         return len(self.truth)
@@ -162,7 +176,7 @@ class Reconstructed:
         return self.truth.sides(index).short
 
     def make(self, index: int) -> Field:
-        return reconstructed_field(self.autoencoder, self.truth, index, lowres_px=self.lowres_px)
+        return reconstructed_field(self.autoencoder, self.truth, index, lowres_px=self.lowres_px, through_px=self.through_px)
 
     @cached_property
     def autoencoder(self) -> Autoencoder:
@@ -170,19 +184,29 @@ class Reconstructed:
 
     def facts(self) -> dict[str, object]:
         return {"kind": "reconstructions", "checkpoint_sha256": self.sha256, "step": self.step,
-                "of": self.truth.fingerprint(), "lowres_px": self.lowres_px}
+                "of": self.truth.fingerprint(), "lowres_px": self.lowres_px, "through_px": self.through_px}
 
 
-def reconstructed_field(autoencoder: Autoencoder, truth: Source, index: int, *, lowres_px: int) -> Field:
+def encoder_side(found: checkpoint.Checkpoint) -> int:
+    """The side in pixels that the encoder of a stage-one checkpoint sees."""
+    return int(found.meta["config"]["crop.lowres_px"])
+
+
+def reconstructed_field(
+    autoencoder: Autoencoder, truth: Source, index: int, *, lowres_px: int, through_px: int = 0,
+) -> Field:
     """The field of an image, through the encoder and the decoder."""
-    rgb = torch.from_numpy(np.ascontiguousarray(lowres(truth, index, lowres_px).transpose(2, 0, 1)))[None]
+    seen = lowres(truth, index, lowres_px, through_px)
+    rgb = torch.from_numpy(np.ascontiguousarray(seen.transpose(2, 0, 1)))[None]
     device = next(autoencoder.parameters()).device
     with torch.no_grad():
         return autoencoder.field(autoencoder.encode(rgb.to(device).float() / 127.5 - 1))
 
 
-def lowres(truth: Source, index: int, side: int) -> np.ndarray:
+def lowres(truth: Source, index: int, side: int, through_px: int = 0) -> np.ndarray:
     """What an encoder sees of an image, uint8 (L, L, 3); of a dataset the bytes that it stores for this."""
+    if through_px:
+        return bicubic(square(truth, index, through_px, resample="bicubic"), side)
     if isinstance(truth, DatasetSource):
         return truth.dataset.lowres(int(truth.rows[index]), size=side)
     return truth.patch(index, side=side, y=0, x=0, p=side)
@@ -194,13 +218,13 @@ def lowres(truth: Source, index: int, side: int) -> np.ndarray:
 DEFAULT_SAMPLE = SampleConfig()
 
 
-def drawn(uri: str, seeds: Sequence[int], *, side: int, config: SampleConfig = DEFAULT_SAMPLE, device: str = "cpu",
-          kept: str = "") -> RenderedSource:
+def drawn(uri: str, seeds: Sequence[int], *, side: int, config: SampleConfig = DEFAULT_SAMPLE, to_8_bits: To8Bits = "nearest",
+          device: str = "cpu", kept: str = "") -> RenderedSource:
     """One image a seed of a stage-two checkpoint, rendered at `side`. `kept`: a folder or prefix where latents are kept.
 
     Raises CheckpointError: none, or of another stage.
     """
-    return RenderedSource(Drawn(uri, seeds, config, device=device, kept=kept), side=side, mode=config.mode)
+    return RenderedSource(Drawn(uri, seeds, config, device=device, kept=kept), side=side, mode=config.mode, to_8_bits=to_8_bits)
 
 
 class Drawn:
@@ -305,7 +329,66 @@ def told(seeds: Sequence[int]) -> str:
     return f"{first} … {last}" if list(seeds) == list(range(first, last + 1)) else " ".join(map(str, seeds))
 
 
+# ---------------------------------------------------------------- latents
+
+
+def stored(
+    uri: str, truth: Source | None = None, *, split: Split = "all", side: int = 0, mode: Mode = "whole",
+    to_8_bits: To8Bits = "nearest", device: str = "cpu",
+) -> RenderedSource:
+    """The renders of encoded latents, by the autoencoder that lies with them. Arguments as `Stored`, `reconstructions`."""
+    return RenderedSource(Stored(uri, truth, split=split, device=device), side=side, mode=mode, to_8_bits=to_8_bits)
+
+
+class Stored:
+    """The fields of latents: of the photos of `truth`, where it is of the snapshot that was encoded; else of a split's."""
+
+    def __init__(self, uri: str, truth: Source | None = None, *, split: Split = "all", device: str = "cpu") -> None:
+        """Raises DatasetError: no latents, or not all yet."""
+        self.latents, self.device = open_latents(uri), device
+        self.uri = self.latents.uri
+        self.truth: DatasetSource | None = None
+        if isinstance(truth, DatasetSource) and truth.dataset.snapshot_uri == self.latents.info["snapshot"]:
+            self.truth, self.rows, self.split = truth, truth.rows, truth.split
+        else:
+            self.rows, self.split = rows_of(self.latents.manifest, split), split
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def name(self, index: int) -> str:
+        """As the photo of the snapshot, or its id."""
+        return self.truth.name(index) if self.truth else str(self.latents[int(self.rows[index])]["image_id"])
+
+    def address(self, index: int) -> str:
+        return f"{self.uri} row {self.rows[index]}"
+
+    def native(self, index: int) -> int:
+        return int(self.latents.manifest.short_side[self.rows[index]])
+
+    def make(self, index: int) -> Field:
+        z = torch.from_numpy(self.latents.take("z", int(self.rows[index])).astype(np.float32))[None]
+        with torch.no_grad():
+            return self.autoencoder.field(z[:, :self.latents.info["z_dim"]].to(self.device))  # of a Gaussian latent its means
+
+    @cached_property
+    def autoencoder(self) -> Autoencoder:
+        return load_autoencoder(self.latents.autoencoder_uri, device=self.device)
+
+    def facts(self) -> dict[str, object]:
+        info = self.latents.info
+        return {"kind": "latents", "latents_sha256": self.latents.sha256, "checkpoint_sha256": info["checkpoint_sha256"],
+                "snapshot": info["snapshot"], "split": self.split, "dtype": info["dtype"]}
+
+
 # ---------------------------------------------------------------- which of them
+
+
+def kind_at(uri: str) -> str:
+    """ "autoencoder" or "latent_diffusion" of a checkpoint, "latents" where some lie, whole or begun; "" of all else."""
+    if not uri.startswith("models:/") and any(storage.exists(storage.join(uri, name)) for name in (MANIFEST, PINS)):
+        return "latents"
+    return stage_at(uri)
 
 
 def stage_at(uri: str) -> str:

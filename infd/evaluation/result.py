@@ -27,9 +27,9 @@ class Metric:
     value: float
     """Mean of `values`; of PSNR those that are infinite do not count, unless all are."""
     values: tuple[float, ...] = ()
-    """One a seed; for pairs of images one a pair."""
-    over: Literal["seeds", "images"] = "seeds"
-    """What `values` are over."""
+    """One a seed; for pairs of images one a pair, or one a pool of pairs."""
+    over: Literal["seeds", "images", "pools"] = "seeds"
+    """What `values` are over; pools: of several pairs each, whose errors are averaged before decibels are taken."""
     spread: float | None = None
     """Standard deviation of the finite `values` (divided by their number - 1); None for fewer than two."""
     standard_error: float | None = None
@@ -38,8 +38,8 @@ class Metric:
 
 
 def metric(
-    name: str, values: Sequence[float], *, better: Literal["lower", "higher", ""], over: Literal["seeds", "images"] = "seeds",
-    standard_error: float | None = None,
+    name: str, values: Sequence[float], *, better: Literal["lower", "higher", ""],
+    over: Literal["seeds", "images", "pools"] = "seeds", standard_error: float | None = None,
 ) -> Metric:
     """Mean and spread of values."""
     finite = [value for value in values if math.isfinite(value)]

@@ -18,7 +18,7 @@ from PIL import Image
 from infd import storage
 from infd.config import IngestConfig
 from infd.data import photo, pyramid
-from infd.data.snapshot import Dataset, manifest_uri, newest_number, open_dataset, split_address
+from infd.data.snapshot import Dataset, Manifest, manifest_uri, newest_number, open_dataset, split_address
 from infd.errors import PhotoError
 from infd.evaluation.errors import EvaluationError
 from infd.s3_errors import Unreadable
@@ -28,6 +28,7 @@ SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".avif", ".heic",
 SCAN_THREADS = 8
 MAX_PIXELS = IngestConfig().max_pixels
 Split = Literal["all", "train", "val"]
+Resample = Literal["lanczos", "bicubic"]
 T = TypeVar("T")
 
 
@@ -144,6 +145,12 @@ class FolderSource:
                 "decoding": "upright, sRGB, 8 bits"}
 
     @cached_property
+    def listing(self) -> str:
+        """sha256 over the files' addresses, sizes and versions: what was there when the folder was opened."""
+        about = "\n".join(f"{info.uri}\0{info.size}\0{info.etag}" for info in self.files)
+        return hashlib.sha256(os.fsencode(about)).hexdigest()
+
+    @cached_property
     def scan(self) -> tuple[list[Sides], str]:
         """Sides of every image, and the sha256 over their bytes' sha256s."""
         sides, digest = [], hashlib.sha256()
@@ -201,8 +208,7 @@ class DatasetSource:
         """Raises EvaluationError: the split is empty."""
         self.dataset, self.split = dataset, split
         self.uri = dataset.snapshot_uri
-        chosen = dataset.manifest.split == {"train": 0, "val": 1}[split] if split != "all" else slice(None)
-        self.rows = np.arange(len(dataset))[chosen]
+        self.rows = rows_of(dataset.manifest, split)
         if not len(self.rows):
             raise EvaluationError(f"{self.uri}: {len(dataset)} photos, none in split {split}; expected some; name another "
                                   "split")
@@ -247,7 +253,30 @@ class DatasetSource:
                 "decoding": "patches from the tiles of the snapshot's pyramids"}
 
 
+def rows_of(manifest: Manifest, split: Split) -> np.ndarray:
+    """The rows of a split, (n,) int64, in manifest order."""
+    return np.flatnonzero(manifest.split == {"train": 0, "val": 1}[split]) if split != "all" else np.arange(len(manifest))
+
+
 # ---------------------------------------------------------------- for both
+
+
+def square(source: Source, index: int, side: int, *, resample: Resample = "lanczos") -> np.ndarray:
+    """The centre square of an image at a side, uint8 (side, side, 3). bicubic: from all its pixels, by PIL, antialiased.
+
+    Raises EvaluationError: the image is smaller.
+    """
+    if resample == "lanczos" or source.sides(index).short == side:
+        return source.patch(index, side=side, y=0, x=0, p=side)
+    require_side(source, index, side)
+    native = source.sides(index).short
+    pixels = source.patch(index, side=native, y=0, x=0, p=native)
+    return bicubic(pixels, side)
+
+
+def bicubic(image: np.ndarray, side: int) -> np.ndarray:
+    """To side × side by PIL's antialiased bicubic."""
+    return np.asarray(Image.fromarray(image).resize((side, side), Image.Resampling.BICUBIC))
 
 
 def require_side(source: Source, index: int, side: int, sides: Sides | None = None) -> None:

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import Literal, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -28,9 +28,17 @@ def to_tensor(image: Image.Image) -> Tensor:
     return pixels.permute(2, 0, 1)[None].float() / 127.5 - 1
 
 
-def to_pixels(rgb: Tensor) -> np.ndarray:
+To8Bits = Literal["nearest", "down"]
+"""How a render becomes bytes: to the nearest level, or to the level below, as the published scripts write their PNGs."""
+
+
+def to_pixels(rgb: Tensor, *, to_8_bits: To8Bits = "nearest") -> np.ndarray:
     """(1, 3, H, W) or (3, H, W) in [-1, 1] -> uint8 (H, W, 3), rounded; values outside are clamped."""
-    pixels = ((rgb.reshape(3, *rgb.shape[-2:]).float().clamp(-1, 1) + 1) * 127.5).round().byte()
+    planes = rgb.reshape(3, *rgb.shape[-2:]).float()
+    if to_8_bits == "down":                             # the published order of operations, which decides the last bit
+        pixels = (planes * 0.5 + 0.5).clamp(0, 1).mul(255).byte()
+    else:
+        pixels = ((planes.clamp(-1, 1) + 1) * 127.5).round().byte()
     return pixels.permute(1, 2, 0).cpu().numpy()
 
 

@@ -341,6 +341,29 @@ def test_ref_psnr_pooled_over_pairs(real, tmp_path):
     assert pooled.metrics[0].value < single.metrics[0].value                                   # Jensen
 
 
+def test_ref_psnr_without_a_border(real, tmp_path):
+    framed = changed(tmp_path / "framed", real, lambda image: np.pad(np.clip(image[2:-2, 2:-2] + 3.0, 0, 255).astype(np.uint8),
+                                                                    ((2, 2), (2, 2), (0, 0))))
+    found = evaluate(Pairs(name="x", metrics=("psnr",), border_px=2), str(real), str(framed))
+    assert found["psnr"] == pytest.approx(10 * np.log10(255**2 / 9), abs=0.2)
+    assert evaluate(Pairs(name="x", metrics=("psnr",)), str(real), str(framed))["psnr"] < 20
+
+
+def test_ref_super_resolution_brings_the_truth_down_as_its_papers_do(tmp_path):
+    """The centre square, all of its pixels, PIL's bicubic; errors pooled over 8 pairs. Judged images have the size already."""
+    truth = folder(tmp_path / "truth", [(90, 64)] * 10)
+    judged = folder(tmp_path / "judged", [(40, 40)] * 10, seed=90)
+    found = evaluate(dataclasses.replace(protocols.super_resolution(40), metrics=("psnr",)), str(truth), str(judged))
+    errors = []
+    for path in sorted(truth.iterdir()):
+        with Image.open(path) as photo, Image.open(judged / path.name) as image:
+            wanted = photo.convert("RGB").crop((13, 0, 77, 64)).resize((40, 40), Image.Resampling.BICUBIC)
+            errors.append(np.square(np.asarray(wanted, float) - np.asarray(image.convert("RGB"), float)).mean())
+    pools = [10 * np.log10(255**2 / np.mean(errors[start:start + 8])) for start in (0, 8)]
+    assert found.metrics[0].name == "psnr@40" and found.metrics[0].over == "pools"
+    np.testing.assert_allclose(found.metrics[0].values, pools, rtol=1e-12)
+
+
 def test_error_images_without_a_partner(real, tmp_path):
     less = changed(tmp_path / "less", real, lambda image: image)
     (less / "img007.png").unlink()

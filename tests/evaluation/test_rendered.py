@@ -4,7 +4,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
-from evaluation.checkpoints import autoencoder_checkpoint, diffusion_checkpoint, photographs
+import torch
+from evaluation.checkpoints import autoencoder_checkpoint, diffusion_checkpoint, encoded_latents, photographs
 from evaluation.folders import folder
 from pictures import encoded, picture
 from PIL import Image
@@ -16,11 +17,11 @@ from infd.errors import CheckpointError, ConfigError
 from infd.evaluation import rendered
 from infd.evaluation.errors import EvaluationError
 from infd.evaluation.evaluate import matched
-from infd.evaluation.rendered import drawn, reconstructions, stage_at
+from infd.evaluation.rendered import drawn, kind_at, reconstructions, stage_at, stored
 from infd.evaluation.sources import DatasetSource, FolderSource
 from infd.generation.load import load_autoencoder
 from infd.generation.model import load_model
-from infd.generation.reconstruct import reconstruct, to_image
+from infd.generation.reconstruct import reconstruct, to_image, to_pixels, to_tensor
 
 QUICK = SampleConfig(steps=2)
 
@@ -59,6 +60,39 @@ def test_law_the_encoder_sees_the_bytes_that_a_dataset_stores_for_it(first, tmp_
     row = int(source.rows[1])
     np.testing.assert_array_equal(rendered.lowres(source, 1, 32), dataset.lowres(row, size=32))
     assert fields.name(1) == f"photo-{row:02d}.png" and "row" in fields.address(1)
+
+
+def test_ref_super_resolution_shows_the_encoder_its_own_truth_brought_down(first, truth):
+    """Bicubic to the truth's side, and bicubic again from there: what a low-resolution input of those papers is."""
+    fields = reconstructions(truth, first, through_px=40).fields
+    image = Image.fromarray(truth.read(0)).crop((10, 0, 60, 50))                         # the centre of 70 x 50
+    wanted = image.resize((40, 40), Image.Resampling.BICUBIC).resize((32, 32), Image.Resampling.BICUBIC)
+    np.testing.assert_array_equal(rendered.lowres(truth, 0, 32, 40), np.asarray(wanted))
+    autoencoder = load_autoencoder(first)
+    with torch.no_grad():
+        field = autoencoder.field(autoencoder.encode(to_tensor(wanted)))
+    np.testing.assert_array_equal(to_pixels(fields.make(0).render(40, 40)), to_pixels(field.render(40, 40)))
+    with pytest.raises(EvaluationError, match="its encoder sees 32 px; a truth of 24 px holds no more than that"):
+        reconstructions(truth, first, through_px=24)
+
+
+@pytest.mark.parametrize("split", ["all", "val"])
+def test_law_latents_show_what_their_autoencoder_reconstructs(first, tmp_path, split):
+    dataset = photographs(tmp_path / "data")
+    uri = encoded_latents(tmp_path / "latents", dataset, first)
+    assert kind_at(uri) == "latents" and kind_at(first) == "autoencoder" and kind_at(str(tmp_path)) == ""
+    truth = DatasetSource(dataset, split=split)
+    found, wanted = stored(uri, truth, side=48), reconstructions(truth, first, side=48)
+    assert len(found) == len(truth) and found.sides(0) == (48, 48)
+    for index in (0, len(truth) - 1):
+        assert found.name(index) == truth.name(index)
+        assert np.abs(found.read(index).astype(int) - wanted.read(index)).max() <= 1     # two sizes of batch
+    assert stored(uri, truth).sides(1) == reconstructions(truth, first).sides(1)
+    alone = stored(uri, split=split, side=48)                                            # nothing to match them with
+    np.testing.assert_array_equal(alone.read(0), found.read(0))
+    assert alone.name(0) == dataset[int(truth.rows[0])]["image_id"] and alone.fingerprint() == found.fingerprint()
+    other = DatasetSource(photographs(tmp_path / "other", count=5))
+    assert len(stored(uri, other, side=48)) == len(dataset)                              # of another snapshot
 
 
 def test_law_photos_of_one_name_are_matched_with_their_own_reconstructions(first, tmp_path):

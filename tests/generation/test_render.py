@@ -73,6 +73,17 @@ def test_law_colours_are_rounded_and_clamped():
     assert to_pixels(rgb.expand(3, 1, 6))[0, :, 1].tolist() == [0, 0, 0, 1, 255, 255]
 
 
+def test_ref_down_is_the_published_way_to_bytes():
+    """x * 0.5 + 0.5, clamped, * 255, cut off: for every level's own value and for those around it."""
+    levels = np.linspace(-1.01, 1.01, 4001, dtype=np.float32)
+    rgb = torch.from_numpy(levels).expand(3, 1, -1)
+    half = np.float32(0.5)
+    wanted = (np.clip(levels * half + half, 0, 1) * np.float32(255)).astype(np.uint8)
+    assert to_pixels(rgb, to_8_bits="down")[0, :, 2].tolist() == wanted.tolist()
+    below = to_pixels(rgb).astype(int) - to_pixels(rgb, to_8_bits="down")
+    assert set(np.unique(below)) == {0, 1} and 0.45 < below.mean() < 0.55
+
+
 def test_law_a_jpeg_is_near_the_render(tmp_path):
     FIELD.save(str(tmp_path / "a.jpg"), 90, 70, tile_px=32)
     wanted = np.array(to_image(FIELD.render(70, 90, tile_px=32)))

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 import tyro
-from evaluation.checkpoints import autoencoder_checkpoint, diffusion_checkpoint, photographs
+from evaluation.checkpoints import autoencoder_checkpoint, diffusion_checkpoint, encoded_latents, photographs
 from evaluation.degraded import noisy
 from evaluation.folders import changed, folder
 from evaluation.networks import random_network
@@ -25,6 +25,7 @@ from infd import weights
 from infd.evaluation import collect, pixels, protocols
 from infd.evaluation import evaluate as library
 from infd.evaluation.crops import OneCrop, RandomScales, WholeImages
+from infd.evaluation.errors import EvaluationError
 from infd.evaluation.features import NetworkConfig
 from infd.evaluation.kid import KidConfig
 from infd.evaluation.protocols import Consistency, Distances, Pairs
@@ -33,7 +34,7 @@ from jobs import evaluate as job
 from pipelines import evaluate as pipeline
 from pipelines import evaluation_work as units
 from pipelines.evaluation_wishes import ProtocolName, Wish, protocols_of
-from pipelines.evaluation_work import Engine, SourceSpec, engine
+from pipelines.evaluation_work import Engine, SourceSpec, engine, open_spec
 from pipelines.report import report
 
 NETWORK = random_network()
@@ -205,6 +206,51 @@ def test_job_reconstruction_of_a_run_looks_at_val_and_lands_in_the_run(tmp_path,
     assert all((where / "pictures" / pair[side]).exists() for pair in made["worst"] + made["crops"] for side in "ab")
 
 
+def test_job_upscales_are_multiples_of_what_the_encoder_sees(tmp_path, capsys):
+    dataset = photographs(tmp_path / "data")
+    model = autoencoder_checkpoint(tmp_path / "model")
+    common = (dataset.uri, model, "--metrics", "psnr", "ssim", "--out", tmp_path / "out")
+    found, _, _ = run(capsys, "super_resolution", *common, "--upscales", "1.5", "2", "--pool", "2")
+    assert [[one.name for one in result.metrics] for result in found] == [["psnr@48", "ssim@48"], ["psnr@64", "ssim@64"]]
+    assert [result.sources[1]["through_px"] for result in found] == [48, 64]
+    assert {result.choices["resample"] for result in found} == {"bicubic"} and found[0].metrics[0].over == "pools"
+    [whole], _, _ = run(capsys, "reconstruction", *common, "--upscales", "1.5", "2")
+    assert [one.name for one in whole.metrics] == ["psnr@48", "ssim@48", "psnr@64", "ssim@64"]
+    assert whole.sources[1]["through_px"] == 0 and whole["psnr@48"] != found[0]["psnr@48"]
+
+
+def test_job_latents_are_judged_as_their_autoencoders_reconstructions(tmp_path, capsys):
+    dataset = photographs(tmp_path / "data")
+    model = autoencoder_checkpoint(tmp_path / "model")
+    latents = encoded_latents(tmp_path / "latents", dataset, model)
+    common = ("--sizes", "48", "--metrics", "psnr", "--out", tmp_path / "out")
+    [found], _, _ = run(capsys, "reconstruction", dataset.uri, latents, *common)
+    [wanted], _, _ = run(capsys, "reconstruction", dataset.uri, model, *common)
+    assert found.counts == wanted.counts and found.items == wanted.items and found.sources[1]["kind"] == "latents"
+    assert found["psnr@48"] == pytest.approx(wanted["psnr@48"], abs=1e-3)
+    assert job.main(["super_resolution", dataset.uri, latents, "--sizes", "48", "--no-ray"]) == 2
+    assert "latents were made of whole photos" in capsys.readouterr().err
+
+
+def test_job_bytes_are_made_as_the_published_scripts_do_where_that_is_asked_for(tmp_path, capsys):
+    dataset = photographs(tmp_path / "data")
+    model = autoencoder_checkpoint(tmp_path / "model")
+    common = ("reconstruction", dataset.uri, model, "--sizes", "48", "--metrics", "psnr", "--out", tmp_path / "out")
+    found = [run(capsys, *common, *more)[0][0] for more in ((), ("--to-8-bits", "down"))]
+    assert [one.sources[1]["to_8_bits"] for one in found] == ["nearest", "down"]
+    assert found[0]["psnr@48"] != found[1]["psnr@48"] == pytest.approx(found[0]["psnr@48"], abs=0.2)
+
+
+def test_error_a_folder_that_changes_while_it_is_evaluated(sets, tmp_path):
+    """A worker lists it for itself: another list would be other images under the same places."""
+    root = folder(tmp_path / "judged", [(48, 48)] * 4)
+    spec = pipeline.pinned(SourceSpec(uri=str(root)), open_spec(SourceSpec(uri=str(root))))
+    assert len(open_spec(spec)) == 4
+    (root / "a-new-one.png").write_bytes((root / "img001.png").read_bytes())
+    with pytest.raises(EvaluationError, match="its files changed while they were evaluated"):
+        open_spec(spec)
+
+
 def test_job_patches_of_seeds_with_a_network_of_ones_own(tmp_path, capsys, scripted):
     photographs(tmp_path / "data")
     model = diffusion_checkpoint(tmp_path / "model")
@@ -246,10 +292,11 @@ def test_job_consistency_of_a_checkpoint(tmp_path, capsys, stage):
 
 @pytest.mark.parametrize("protocol", ["fid", "kid", "precision_recall", "frechet", "spectra", "super_resolution"])
 def test_job_every_protocol_runs_on_folders(sets, tmp_path, capsys, scripted, protocol):
-    more = ["--kid-subset-size", "10", "--kid-subsets", "3", "--k", "2"]
-    more += ["--patch", "32/48"] if protocol == "spectra" else []
+    kid = ["--also", "kid", "--kid-subset-size", "10", "--kid-subsets", "3"]
+    more = {"spectra": ["--patch", "32/48"], "super_resolution": ["--border-px", "2", "--pool", "3"],
+            "precision_recall": ["--k", "2", *kid]}.get(protocol, kid)
     network = scripted_arguments(scripted) if protocol not in ("spectra", "super_resolution") else []
-    [found], _, _ = run(capsys, protocol, *sets, "--out", tmp_path, "--also", "kid", *more, *network)
+    [found], _, _ = run(capsys, protocol, *sets, "--out", tmp_path, *more, *network)
     names = {"fid": "frechet[texture]", "kid": "kid[texture]", "precision_recall": "precision[texture]",
              "frechet": "frechet[texture]", "spectra": "spectrum_db_32/48", "super_resolution": "psnr"}
     assert found.protocol == protocol and names[protocol] in {one.name for one in found.metrics}
@@ -341,6 +388,16 @@ def test_job_equal_images_are_infinitely_near_in_json_table_and_report(sets, tmp
     (["pfid_infd", "A", "B", "--patch", "32/64"], 1, "48x48; crops.prepare=exact needs 64x64"),
     (["reconstruction", "A", "B", "--images", "99"], 1, "24 images; the count that was asked for needs at least 99"),
     (["fid", "A", "B", "--split", "val"], 1, "only a dataset has splits"),
+    (["reconstruction", "A", "B", "--kid-subsets", "5"], 2, "kid_subsets=5: protocol reconstruction has no use for it"),
+    (["reconstruction", "A", "B", "--patch", "32/48"], 2, "patch=('32/48',): protocol reconstruction has no use for it"),
+    (["spectra", "A", "B", "--patch", "32/48", "--also", "kid"], 2, "also=('kid',): protocol spectra has no use for it"),
+    (["fid", "A", "B", "--k", "5"], 2, "k=5: no precision_recall was asked for"),
+    (["frechet", "A", "B", "--patch", "32/48", "--side", "40"], 2, "side=40: patches have sides of their own"),
+    (["reconstruction", "A", "B", "--sizes", "32", "--upscales", "2"], 2, "say either sizes or upscales"),
+    (["reconstruction", "A", "B", "--low-px", "32"], 2, "low_px=32: is of upscales"),
+    (["super_resolution", "A", "B", "--upscales", "2"], 2, "upscales=2.0: of what side? expected --low-px, or a checkpoint"),
+    (["reconstruction", "A", "B", "--steps", "9"], 2, "nothing there draws seeds; expected a checkpoint of stage two"),
+    (["reconstruction", "A", "B", "--to-8-bits", "down"], 2, "nothing there is rendered; expected a checkpoint or latents"),
 ])
 def test_error_wishes_that_cannot_be(sets, tmp_path, capsys, arguments, code, message, scripted):
     places = {"A": sets[0], "B": sets[1], "NOWHERE": str(tmp_path / "nowhere")}
@@ -350,7 +407,7 @@ def test_error_wishes_that_cannot_be(sets, tmp_path, capsys, arguments, code, me
         places["LDM"] = diffusion_checkpoint(tmp_path / "ldm")
     (tmp_path / "nowhere").mkdir()
     given = [places.get(one, one) for one in arguments]
-    network = scripted_arguments(scripted) if arguments[0] in ("fid", "pfid_infd") else []
+    network = scripted_arguments(scripted) if arguments[0] in ("fid", "pfid_infd", "frechet") else []
     assert job.main([*given, "--no-ray", "--out", str(tmp_path / "out"), *network]) == code
     told = capsys.readouterr().err
     assert message in told.splitlines()[-1] and "Traceback" not in told
@@ -373,4 +430,4 @@ def test_law_every_command_of_the_docs_is_one():
         sources = [] if len(command) > 1 and not command[1].startswith("--") else ["A", "B"]
         given = [command[0], *sources, *(word.replace("…", 64 * "0") for word in command[1:])]
         wish = tyro.cli(job.Evaluate, args=given)
-        assert protocols_of(wish), command
+        assert protocols_of(wish, low_px=16), command
