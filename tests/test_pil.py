@@ -9,6 +9,7 @@ import pytest
 from PIL import Image, features
 
 
+@pytest.mark.slow
 def test_pil_is_the_simd_one():
     assert PIL.__version__ == importlib.metadata.version("pillow-simd")
     names = {name.lower() for name in importlib.metadata.packages_distributions()["PIL"]}

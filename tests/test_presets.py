@@ -44,6 +44,7 @@ def test_golden_parameters_of_each_part(name):
 # ---------------------------------------------------------------- work
 
 
+@pytest.mark.slow
 def test_ref_a_renderer_of_one_pixel_takes_the_papers_multiply_adds():
     """2,670,336 a pixel forward (reference section 1.7); with the backward three times that, and it is most of a sample."""
     config = AUTOENCODER["ffhq_1024"]()
@@ -56,6 +57,7 @@ def test_ref_a_renderer_of_one_pixel_takes_the_papers_multiply_adds():
     assert both < model_flops(config)["autoencoder"] < 6 * both
 
 
+@pytest.mark.slow
 def test_law_frozen_parts_and_losses_that_are_off_need_no_work():
     config = AUTOENCODER["laion_2k"]()
     free = model_flops(replace(config, freeze=()))
@@ -70,6 +72,7 @@ def dataset(tmp_path):
     return write_dataset(sources, str(tmp_path / "ds"), IngestConfig(min_side_px=64, val_fraction=0.3, codec="png"))
 
 
+@pytest.mark.slow
 def test_plan_tells_epochs_and_bytes_of_a_dataset(tmp_path):
     made = dataset(tmp_path)
     manifest: Manifest = open_dataset(made.snapshot_uri).manifest

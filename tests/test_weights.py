@@ -282,6 +282,7 @@ def write_wheel(path: Path) -> None:
         box.writestr("tinydata-1.0.dist-info/RECORD", "")
 
 
+@pytest.mark.slow
 def test_law_pip_brings_a_package_as_data(tmp_path, monkeypatch):
     wheel = tmp_path / "tinydata-1.0-py3-none-any.whl"
     write_wheel(wheel)

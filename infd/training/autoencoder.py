@@ -71,8 +71,8 @@ class PredictionGradients:
 
 
 def psnr(prediction: Tensor, target: Tensor) -> Tensor:
-    """Decibels of each of two batches in [-1, 1], on a range of 1 (the prediction is clamped): (B,)."""
-    error = ((prediction.clamp(-1, 1) - target) / 2).square().mean(dim=(1, 2, 3))
+    """Decibels of each of two batches in [-1, 1], on a range of 1: (B,)."""
+    error = ((prediction - target) / 2).square().mean(dim=(1, 2, 3))
     return -10 * error.clamp(min=1e-10).log10()
 
 
@@ -315,7 +315,7 @@ class AutoencoderStage:
             inputs = self.inputs(batch)._replace(noise=None)
             pred = self._render(network, inputs).pred.float()
             l1 = (pred - inputs.patch).abs().mean(dim=(1, 2, 3))
-            rows = {"val/loss": weights.l1 * l1, "val/l1": l1, "val/psnr": psnr(pred, inputs.patch)}
+            rows = {"val/loss": weights.l1 * l1, "val/l1": l1, "val/psnr": psnr(pred.clamp(-1, 1), inputs.patch)}
             if self.lpips is not None:
                 rows["val/lpips"] = self.lpips(pred, inputs.patch).float()
                 rows["val/loss"] = rows["val/loss"] + weights.lpips * rows["val/lpips"]

@@ -270,6 +270,7 @@ with loader.Loader(dataset, order, LoaderConfig(), slots=range(4)) as batches:
 """
 
 
+@pytest.mark.slow
 def test_law_ctrl_c_ends_a_program_and_leaves_no_file(root: str, tmp_path: Path) -> None:
     place = tmp_path / "its own"
     place.mkdir()

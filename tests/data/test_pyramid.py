@@ -99,6 +99,7 @@ def test_ref_a_patch_is_lanczos_in_float64():
     assert np.abs(patch - expected).max() <= 1.6  # two roundings to whole levels
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("width", "height"), [(1500, 1100), (1025, 1800), (256, 256), (320, 2560), (2307, 289)])
 @pytest.mark.parametrize("offset", [0.5, 0.83])
 def test_law_jpeg_tiles_stay_true(width, height, offset):

@@ -50,6 +50,7 @@ def test_law_a_photograph_of_several_levels_stays_true():
     assert worst_db(encoded(whole), whole, sides) >= LEAST_DB
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["webp", "avif", "png", "progressive"])
 def test_law_whatever_the_source_is_stored_as(kind):
     """Lossy sources too: what counts is the loss after their own decoding."""

@@ -56,6 +56,7 @@ def test_law_equal_rows_give_equal_bytes(tmp_path, rows):
     assert written(tmp_path / "c", rows[:2]) != first
 
 
+@pytest.mark.slow
 def test_law_lowres_of_the_first_shards_is_in_their_codec(tmp_path, monkeypatch):
     """Their schema says nothing of raw lowres, however large the photo."""
     image = picture(1030, 1024)

@@ -28,6 +28,7 @@ def wanted() -> dict[str, torch.Tensor]:
     return golden.tensors("stage_two")
 
 
+@pytest.mark.slow
 def test_golden_the_papers_denoiser_has_its_parameters():
     with torch.device("meta"):
         made = Denoiser(DenoiserConfig())
@@ -67,6 +68,7 @@ def test_golden_denoiser_loss_and_gradients(wanted):
         assert golden.relative_error(network("z_dm_ema.")(noised.z_t, wanted["t"]), wanted["eps_ema"]) <= PARITY
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("eta", [0, 1])
 def test_golden_ddim_of_200_steps(wanted, eta, monkeypatch):
     drawn = iter(wanted["ddim.eta1.noise"])

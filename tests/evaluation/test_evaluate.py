@@ -76,6 +76,7 @@ def test_law_a_set_is_at_distance_0_from_itself(real, tmp_path, crops):
     assert values["precision"] == values["recall"] == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("crops", [OneCrop(p=32, r=48), WholeImages(), RandomScales(p=32, r_min=32, count=40)])
 @pytest.mark.parametrize("kind", DEGRADATIONS)
 def test_law_a_worse_set_is_further_away(real, tmp_path, kind, crops):
@@ -293,6 +294,7 @@ def test_law_published_protocols_by_name():
 PAIRS = Pairs(name="reconstruction", metrics=("psnr", "psnr_y", "ssim", "ssim_y", "lpips_vgg", "lpips_alex"))
 
 
+@pytest.mark.slow
 def test_law_identity_pairs(real, random_lpips):
     found = evaluate(PAIRS, str(real), str(real))
     values = {one.name: one.value for one in found.metrics}
@@ -301,6 +303,7 @@ def test_law_identity_pairs(real, random_lpips):
     assert b'"inf"' in found.to_json()
 
 
+@pytest.mark.slow
 def test_law_equal_pairs_do_not_make_the_mean_infinite(real, tmp_path, random_lpips):
     near = changed(tmp_path / "near", real, lambda image: DEGRADATIONS["noise"](image, 1))
     (near / "img003.png").write_bytes((real / "img003.png").read_bytes())
@@ -310,6 +313,7 @@ def test_law_equal_pairs_do_not_make_the_mean_infinite(real, tmp_path, random_lp
     assert found.notes[0].startswith("1 compared images are equal") and found.items[3] == "img003" and psnr.over == "images"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", DEGRADATIONS)
 def test_law_worse_pairs_score_worse(real, tmp_path, kind, random_lpips):
     found = []
@@ -321,6 +325,7 @@ def test_law_worse_pairs_score_worse(real, tmp_path, kind, random_lpips):
         assert values == sorted(values, reverse=first.better == "higher") and len(set(values)) == 3, first.name
 
 
+@pytest.mark.slow
 def test_law_sizes_bring_both_to_a_side_whatever_their_own(real, tmp_path, random_lpips):
     larger = changed(tmp_path / "large", real,
                      lambda image: np.asarray(Image.fromarray(image).resize((96, 96), Image.Resampling.LANCZOS)))
@@ -446,6 +451,7 @@ def assert_agrees(real: Path, other: Path, state: dict[str, torch.Tensor], path:
     assert ours["recall[inception-v3-compat]"] == pytest.approx(theirs["recall"], abs=1e-6)
 
 
+@pytest.mark.slow
 def test_ref_figures_of_two_folders_are_torch_fidelitys_with_random_weights(tmp_path):
     real, other = (folder(tmp_path / name, [(40, 40)] * 12, seed=seed) for name, seed in (("real", 0), ("other", 90)))
     assert_agrees(real, other, inception_state(), str(tmp_path / "w.pth"), layer="192")

@@ -162,6 +162,7 @@ def small_disk(monkeypatch) -> Iterator[Callable[[int], None]]:
     resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
+@pytest.mark.slow
 def test_error_a_full_disk_ends_the_run_in_one_line_and_harms_no_checkpoint(dataset, tmp_path, small_disk, caplog):
     run = str(tmp_path / "run")
     train(run, dataset, World(), steps=3)
@@ -211,6 +212,7 @@ def test_law_a_store_that_goes_away_at_a_checkpoint_is_waited_for_then_named(dat
     assert ends(f"{bucket}/run", 6) == ends(str(tmp_path / "whole"), 6)
 
 
+@pytest.mark.slow
 def test_law_removals_that_fail_harm_no_checkpoint(dataset, tmp_path, monkeypatch, caplog):
     run = str(tmp_path / "run")
 
@@ -222,6 +224,7 @@ def test_law_removals_that_fail_harm_no_checkpoint(dataset, tmp_path, monkeypatc
     assert ends(run, 12) and "old checkpoints are not removed" in caplog.text
 
 
+@pytest.mark.slow
 def test_law_where_last_was_being_written_anew_the_newest_whole_one_counts(dataset, tmp_path):
     run = str(tmp_path / "run")
     train(run, dataset, World(), steps=6)
@@ -270,3 +273,33 @@ def test_law_no_rank_leaves_before_the_checkpoint_of_a_stop_is_whole(dataset, tm
         for process in group:
             process.kill()
             process.wait()
+
+
+@pytest.mark.slow
+def test_job_a_training_that_gets_sigterm_saves_leaves_with_143_and_goes_on(dataset, tmp_path):
+    """Twice: the second time it goes on from the checkpoint that the first signal saved."""
+    run = tmp_path / "run"
+    words = [f"--{name.replace('_', '-')}={value}" for name, value in {
+        "loop.steps": 100_000, "loop.batch": 2, "loop.log_every": 1, "loop.checkpoint_every": 50_000,
+        "loop.validate_every": 50_000, "loop.preview_photos": 1, "loop.preview_px": 64, "crop.lowres_px": 32,
+        "crop.patch_px": 32, "crop.r_min": 32, "crop.r_max": 96, "loss.lpips": 0, "loss.quantizer": 1e-6}.items()]
+    command = [sys.executable, "jobs/train_ae.py", "tiny", "--no-ray", "--dataset", dataset, "--run", str(run), *words]
+    steps = []
+    for told in ("step 2/", "going on from step"):
+        process = subprocess.Popen(command, cwd=ROOT, text=True, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+        try:
+            assert process.stderr is not None
+            lines: list[str] = []
+            for line in process.stderr:
+                lines.append(line)
+                if told in line and process.poll() is None:
+                    process.send_signal(signal.SIGTERM)
+                    told = "nothing more"
+        finally:
+            process.kill()
+            assert process.wait() == 143, lines
+        assert "asked to stop; the checkpoint is saved" in lines[-1] and "Traceback" not in "".join(lines)
+        newest = checkpoint.newest(str(run))
+        assert newest is not None
+        steps.append(newest.step)
+    assert 2 <= steps[0] < steps[1]

@@ -41,6 +41,7 @@ def test_law_tiles_cover_each_level_with_one_pixel_of_overlap(width, height, dat
             zoom.box(level, *wrong)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("statistics", ["window", "reference"])
 @settings(max_examples=5)
 @given(data=st.data())

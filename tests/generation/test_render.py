@@ -105,6 +105,7 @@ def test_law_metadata_come_back(tmp_path, name):
     assert json.loads(text) == METADATA
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [(600, 400), (255, 254), (1, 1)])
 def test_law_a_deep_zoom_is_the_render_and_its_halves(tmp_path, size):
     width, height = size
@@ -146,6 +147,7 @@ def test_law_progress_rises_to_its_end(tmp_path, statistics, side):
 # ---------------------------------------------------------------- whole or not there
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("deep_zoom", [False, True])
 def test_law_a_render_that_fails_leaves_what_was_there(tmp_path, monkeypatch, deep_zoom):
     def write(statistics):

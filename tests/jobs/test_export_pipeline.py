@@ -174,6 +174,7 @@ def test_law_the_loaded_scheduler_leads_the_same_noises_to_the_same_latents(expo
         torch.testing.assert_close(torch.cat(found), model.latents(seeds, steps=5, sampler=sampler), rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_job_card_runs_as_written_and_renders_as_ours(exported, monkeypatch):
     kind, uri, out = exported
     blocks = code_of(out)

@@ -31,6 +31,7 @@ print("LOADED", [name for name in ("torch", "ray", "mlflow", "pyarrow", "diffuse
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("job", JOBS)
 def test_job_help_is_whole_and_loads_nothing_heavy(job):
     done = subprocess.run([sys.executable, "-c", HELP.format(job=job)], capture_output=True, text=True, cwd=ROOT, check=True)
@@ -43,6 +44,7 @@ def test_every_job_is_in_the_readme(job):
     assert f"jobs/{job}.py" in text or f"make {job}" in text
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("preset", AUTOENCODER)
 def test_job_dry_run_prints_config_parameters_and_memory(preset, capsys):
     assert train_ae.main([preset, "--dry-run"]) == 0
@@ -51,6 +53,7 @@ def test_job_dry_run_prints_config_parameters_and_memory(preset, capsys):
     assert "encoder" in out and "parameters" in out and "activations" in out
 
 
+@pytest.mark.slow
 def test_job_dry_run_of_the_paper_has_its_parameters(capsys):
     train_ae.main(["ffhq_1024", "--dry-run"])
     out = capsys.readouterr().out

@@ -34,6 +34,7 @@ def images() -> tuple[torch.Tensor, torch.Tensor]:
     return torch.rand(2, 3, 64, 72) * 2 - 1, torch.rand(2, 3, 64, 72) * 2 - 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("net", ["alex", "vgg"])
 def test_ref_equals_the_package(net):
     reference, (pred, target) = package(net), images()

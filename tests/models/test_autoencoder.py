@@ -148,6 +148,7 @@ def buffers(networks: golden.Networks) -> dict[str, torch.Tensor]:
             for name, buffer in networks.discriminator.named_buffers()}
 
 
+@pytest.mark.slow
 def test_golden_three_iterations_in_the_published_order(batch):
     networks = golden.networks()
     trainer = PublishedTrainer(*networks)

@@ -166,6 +166,7 @@ def test_error_a_box_that_leaves_the_render():
         FIELD.render(40, 40, tile_px=0)
 
 
+@pytest.mark.slow
 def test_golden_renders_whole_and_in_published_tiles():
     stage_one, network = golden.tensors("stage_one"), golden.networks().autoencoder.eval()
     with torch.no_grad():

@@ -29,6 +29,7 @@ FIELD = small_field()
 # ---------------------------------------------------------------- laws of all modes
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", SEAMLESS)
 @settings(max_examples=15)
 @example(case=(40, 37, 7, (31, 25, 40, 37)))
@@ -40,6 +41,7 @@ def test_law_a_render_is_independent_of_the_tile_size(mode: Mode, case):
     torch.testing.assert_close(found, untiled, rtol=0, atol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", SEAMLESS)
 @settings(max_examples=15)
 @example(case=(40, 37, 7, (31, 25, 40, 37)))

@@ -84,6 +84,7 @@ def page(dataset, tmp_path_factory) -> Page:
     return Page(out.read_text())
 
 
+@pytest.mark.slow
 def test_law_the_page_needs_nothing_else(page):
     addresses = [value for _, attrs in page.tags for name, value in attrs.items() if name in ("src", "href")]
     assert len(addresses) == 2 * len(SIDES) and all(value.startswith("data:image/jpeg;base64,") for value in addresses)

@@ -188,6 +188,7 @@ def scripted_arguments(scripted: NetworkConfig) -> list[str]:
             "--network-label", scripted.label, "--network-input-px", "32"]
 
 
+@pytest.mark.slow
 def test_job_reconstruction_of_a_run_looks_at_val_and_lands_in_the_run(tmp_path, capsys):
     dataset = photographs(tmp_path / "data")
     held_out = int((dataset.manifest.split == 1).sum())
@@ -356,6 +357,7 @@ def test_job_a_split_is_of_the_dataset_whatever_it_is_compared_with(tmp_path, ca
     assert found.counts == {"a": int((dataset.manifest.split == 1).sum()), "b": 5}
 
 
+@pytest.mark.slow
 def test_job_equal_images_are_infinitely_near_in_json_table_and_report(sets, tmp_path, capsys, scripted):
     places = []
     for name, judged in (("same", sets[0]), ("noisy", sets[1])):

@@ -29,6 +29,7 @@ def test_golden_sides_are_the_published_ones():
     assert sides[2_500] == 768 and sides[5] == 513 and sides == sorted(sides) and len(set(sides)) == 513
 
 
+@pytest.mark.slow
 def test_ref_each_file_is_the_lanczos_resize_and_is_made_once(images, tmp_path):
     out = tmp_path / "out"
     assert prepare(str(images), str(out), subset=FEW, processes=1) == 8
@@ -42,6 +43,7 @@ def test_ref_each_file_is_the_lanczos_resize_and_is_made_once(images, tmp_path):
     assert prepare(str(images), str(out), subset=FEW, processes=1) == 1
 
 
+@pytest.mark.slow
 def test_error_other_files_than_ffhq(images, tmp_path, capsys):
     assert job.main(["--images", str(images), "--out", str(tmp_path / "out")]) == 1
     assert "5 files; expected the 70000 of FFHQ at 1024 px" in capsys.readouterr().err

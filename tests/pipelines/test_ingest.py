@@ -169,6 +169,7 @@ def test_law_a_run_is_named_by_what_it_reads(photos, tmp_path):
 # ---------------------------------------------------------------- all but Ray
 
 
+@pytest.mark.slow
 def test_law_ingest_again_takes_what_is_new(here, photos, tmp_path):
     dataset = str(tmp_path / "ds")
     first = ingest(str(photos), dataset, config=CONFIG)
@@ -189,6 +190,7 @@ def test_law_ingest_again_takes_what_is_new(here, photos, tmp_path):
     assert uris(first) == [f"p {seed:02d}%é.png" for seed in range(10)]
 
 
+@pytest.mark.slow
 def test_law_a_changed_photo_takes_the_place_of_the_old(here, photos, tmp_path):
     dataset = str(tmp_path / "ds")
     ingest(str(photos), dataset, config=CONFIG)
@@ -225,6 +227,7 @@ def test_law_a_second_source_adds_its_group(here, photos, tmp_path):
     assert not ingest(str(photos), dataset, config=CONFIG, group="lr").is_new
 
 
+@pytest.mark.slow
 def test_law_an_ingest_that_stops_anywhere_ends_the_same(here, tmp_path):
     """A crash before each write in turn, then the same command again."""
     photos, whole, dataset = tmp_path / "photos", str(tmp_path / "whole"), str(tmp_path / "turn")
@@ -294,6 +297,7 @@ def test_law_a_refused_file_is_tried_again_though_the_last_ingest_made_no_snapsh
     assert made.snapshot_uri == f"{dataset}@2" and "b.png" in uris(made)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("reason", ["unreadable", "no_decoder"])
 def test_law_a_first_ingest_of_which_nothing_came_reads_again(here, photos, tmp_path, monkeypatch, reason):
     dataset, decode, read = str(tmp_path / "ds"), photo.decode, []
@@ -375,6 +379,7 @@ def test_law_an_undisturbed_unit_costs_two_small_requests_more(tmp_path, monkeyp
     assert written == [("put_if_absent", "attempts"), ("put_atomic", "rejects"), ("put_atomic", "done"), ("delete", "attempts")]
 
 
+@pytest.mark.slow
 def test_law_records_of_units_are_read_several_at_once(here, photos, tmp_path, monkeypatch):
     ingest(str(photos), str(tmp_path / "ds"), config=CONFIG)
     plan = ingest_plan.make_plan(str(photos), str(tmp_path / "b"), config=CONFIG, group="")
@@ -414,6 +419,7 @@ def test_law_the_size_tells_versions_apart_where_a_store_gives_one_etag_for_all(
 # ---------------------------------------------------------------- errors
 
 
+@pytest.mark.slow
 def test_error_sources_and_places_that_cannot_be(here, photos, tmp_path):
     dataset = str(tmp_path / "ds")
     for source, message in ((tmp_path / "none", "no file there"), (photos / "notes.txt", "expected a folder")):
@@ -430,6 +436,7 @@ def test_error_sources_and_places_that_cannot_be(here, photos, tmp_path):
         ingest(str(photos), dataset, config=IngestConfig(codec="png", min_side_px=64))
 
 
+@pytest.mark.slow
 def test_job_usage_errors_are_one_line(tmp_path):
     command = [sys.executable, str(ROOT / "jobs" / "ingest.py")]
     wrong = subprocess.run([*command, "--source", str(tmp_path / "none"), "--dataset", str(tmp_path / "ds")],

@@ -119,6 +119,7 @@ def test_law_no_photo_is_read_twice_though_the_source_changed(photos, tmp_path, 
     assert not again.is_new and read == [] and not list(Path(dataset, "runs", "unfinished").iterdir())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(4))
 def test_law_cut_short_again_and_again_while_the_source_changes(photos, tmp_path, worker, seed):
     """Each round some units are done and some files come, go or change: in the end nothing was read twice in one version."""
@@ -158,6 +159,7 @@ def test_law_a_continued_ingest_that_is_cut_short_goes_on_under_its_own_name(pho
     assert content(str(tmp_path / "a")) == content(str(tmp_path / "b"))
 
 
+@pytest.mark.slow
 def test_law_an_ingest_that_stops_while_it_takes_over_loses_nothing(photos, tmp_path, worker, monkeypatch):
     first = worker.killed_after(3, photos, str(tmp_path / "start"))
     changed(photos)
@@ -178,6 +180,7 @@ def test_law_an_ingest_that_stops_while_it_takes_over_loses_nothing(photos, tmp_
         assert set(read) & set(first) == {"p02.png"}, turn
 
 
+@pytest.mark.slow
 def test_law_done_units_outlive_a_snapshot_of_another_source(photos, tmp_path, worker):
     dataset = str(tmp_path / "ds")
     first = worker.killed_after(4, photos, dataset)
@@ -214,6 +217,7 @@ def test_law_a_run_that_ended_is_not_continued(photos, tmp_path, worker, monkeyp
     assert verify.verify_full(dataset).findings == []
 
 
+@pytest.mark.slow
 def test_law_what_could_not_be_read_is_tried_again(photos, tmp_path, worker, monkeypatch):
     dataset, large = str(tmp_path / "ds"), (photos / "p03.png").read_bytes()
     real = photo.decode
@@ -233,6 +237,7 @@ def test_law_what_could_not_be_read_is_tried_again(photos, tmp_path, worker, mon
     assert content(dataset) == content(str(tmp_path / "undisturbed"))
 
 
+@pytest.mark.slow
 def test_law_done_units_are_kept_where_a_store_gives_one_etag_for_all(photos, tmp_path, monkeypatch):
     one_etag_for_all(monkeypatch)
     worker, dataset = Worker(monkeypatch), str(tmp_path / "ds")

@@ -54,6 +54,7 @@ def test_error_two_images_of_one_name_are_refused_before_anything_is_written(tra
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_law_each_image_has_its_own_pictures(trained, tmp_path):
     for seed, name in enumerate(("a.png", "b.png")):
         (tmp_path / name).write_bytes(encoded(picture(100, 80, seed)))
@@ -81,6 +82,7 @@ def busy_corner(r: int, y: int, x: int, size: int, /) -> Image.Image:
     return Image.fromarray(np.where(inside, noise, 128).astype(np.uint8)).convert("RGB")
 
 
+@pytest.mark.slow
 def test_law_panels_of_a_giant_photograph_hold_no_more_than_they_show(monkeypatch):
     """A side of 30,000: no part of it, and no render, is larger than most_px or the zoom's view."""
     asked, rendered, native, render = [], [], 30_000, Field.render

@@ -206,6 +206,7 @@ def trained(latents, tmp_path_factory) -> tuple[Run[DiffusionTrainingConfig], Re
     return run, seen
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("cut", [1, 3, 5])
 def test_law_a_run_that_is_cut_ends_with_the_same_weights(trained, latents, tmp_path, cut):
     parted = begin(tmp_path / "run", latents)
@@ -275,6 +276,7 @@ def test_error_a_loss_that_is_not_finite_names_the_photographs(latents, tmp_path
         assert content["moments"].shape == (4, 8, 32, 32) and len(content["image_ids"]) == 4
 
 
+@pytest.mark.slow
 def test_law_a_run_with_posthoc_averages_is_cut_and_makes_one_of_any_length(latents, tmp_path):
     """Its snapshots are those of an undisturbed run, and a checkpoint of another length generates."""
     changes = {"optimizer": dataclasses.replace(config().optimizer, posthoc=True)}

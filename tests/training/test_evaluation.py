@@ -112,6 +112,7 @@ def test_law_training_does_not_see_its_evaluations(dataset, tmp_path):
         other.files[name] for name in (checkpoint.MODEL, checkpoint.TRAIN_STATE)]
 
 
+@pytest.mark.slow
 def test_law_a_run_that_goes_on_keeps_its_best(dataset, tmp_path):
     """What was best before the cut is replaced by what is better alone."""
     train(tmp_path / "run", dataset, RECONSTRUCTED)
@@ -128,6 +129,7 @@ def test_law_a_run_that_goes_on_keeps_its_best(dataset, tmp_path):
     assert best in (2, 4, 6) and checkpoint.pointed(str(tmp_path / "run"), "best") == 2
 
 
+@pytest.mark.slow
 def test_absent_weights_leave_out_what_needs_them(dataset, tmp_path, monkeypatch, caplog):
     monkeypatch.setenv("INFD_WEIGHTS", str(tmp_path / "none"))
     told = train(tmp_path / "run", dataset, dataclasses.replace(RECONSTRUCTED, metrics=("lpips_vgg", "ssim"), sizes=(48,)))
@@ -138,6 +140,7 @@ def test_absent_weights_leave_out_what_needs_them(dataset, tmp_path, monkeypatch
     assert not off.rows and checkpoint.pointed(str(tmp_path / "off"), "best") in (2, 4, 6)
 
 
+@pytest.mark.slow
 def test_law_an_evaluation_that_fails_costs_no_step(dataset, tmp_path, monkeypatch, caplog):
     """Whatever it raises; the checkpoint was written before, and the last one is `best` where none was judged."""
     def broken(*_: object) -> None:
@@ -154,6 +157,7 @@ def test_law_an_evaluation_that_fails_costs_no_step(dataset, tmp_path, monkeypat
     assert checkpoint.pointed(str(tmp_path / "run"), "best") == 6
 
 
+@pytest.mark.slow
 def test_photos_that_are_too_small_are_no_end_of_a_run(dataset, tmp_path, caplog):
     told = train(tmp_path / "run", dataset, dataclasses.replace(RECONSTRUCTED, sizes=(1024,)))
     assert not told.rows and "no photo of its val split has a side of 1024 px" in caplog.text

@@ -21,6 +21,7 @@ from infd.training.latent_diffusion import DiffusionStage, LatentBatch
 from infd.training.world import World
 
 ROOT = Path(__file__).resolve().parents[2]
+CONDITIONS = ("none", "class", "text")
 MODEL = DenoiserConfig(widths=(8, 16), blocks=1, head_dim=8, norm_groups=4, z_dim=2)
 
 
@@ -45,23 +46,26 @@ TWO_RANKS = """
 import sys
 sys.path[:0] = ["tests", "tests/training"]
 import torch
-from test_latent_diffusion import conditioned, share
+from test_latent_diffusion import CONDITIONS, conditioned, share
 from infd.training.latent_diffusion import DiffusionStage
 from infd.training.world import join
 torch.set_num_threads(1)
 world = join("cpu")
-condition, cut, steps, out = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), sys.argv[4]
-stage = DiffusionStage(conditioned(condition), world=world)
-for step in range(1, steps + 1):
-    stage.step(share(condition, step, world.slots(4)), step)
-    if step == cut:
-        model, state = stage.model_state(), stage.train_state()
-        model, state = ({name: value.clone() for name, value in part.items()} for part in (model, state))
-        torch.manual_seed(999)
+ends = {}
+for condition in CONDITIONS:
+    for cut in (0, 2):
         stage = DiffusionStage(conditioned(condition), world=world)
-        stage.load_state(model, state)
+        for step in range(1, 5):
+            stage.step(share(condition, step, world.slots(4)), step)
+            if step == cut:
+                model, state = stage.model_state(), stage.train_state()
+                model, state = ({name: value.clone() for name, value in part.items()} for part in (model, state))
+                torch.manual_seed(999)
+                stage = DiffusionStage(conditioned(condition), world=world)
+                stage.load_state(model, state)
+        ends[f"{condition} {cut}"] = {**stage.model_state(), **stage.train_state()}
 if world.rank == 0:
-    torch.save({**stage.model_state(), **stage.train_state()}, out)
+    torch.save(ends, sys.argv[1])
 world.leave()
 """
 
@@ -84,26 +88,28 @@ def share(condition: str, step: int, slots: range) -> LatentBatch:
     return LatentBatch(step, whole.g[cut], whole.moments[cut], labels, context)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("condition", ["none", "class", "text"])
-def test_law_two_ranks_learn_what_one_does_and_go_on_bit_for_bit(tmp_path, condition):
-    """Four steps on two ranks, undisturbed and taken up again after the second; and on one."""
-    def trained_on_two(cut: int) -> dict[str, Tensor]:
-        out = str(tmp_path / f"cut-{cut}.pt")
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = str(probe.getsockname()[1])
-        group = [subprocess.Popen([sys.executable, "-c", TWO_RANKS, condition, str(cut), "4", out], cwd=ROOT, env=os.environ | {
-            "RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}) for rank in range(2)]
-        try:
-            assert [process.wait(timeout=300) for process in group] == [0, 0]
-        finally:
-            for process in group:
-                process.kill()
-                process.wait()
-        return torch.load(out, weights_only=True)
+@pytest.fixture(scope="module")
+def ends_of_two(tmp_path_factory) -> dict[str, dict[str, Tensor]]:
+    """Four steps on two ranks, undisturbed ("none 0") and taken up again after the second ("none 2"), of each condition."""
+    out = str(tmp_path_factory.mktemp("two") / "ends.pt")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    group = [subprocess.Popen([sys.executable, "-c", TWO_RANKS, out], cwd=ROOT, env=os.environ | {
+        "RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}) for rank in range(2)]
+    try:
+        assert [process.wait(timeout=300) for process in group] == [0, 0]
+    finally:
+        for process in group:
+            process.kill()
+            process.wait()
+    return torch.load(out, weights_only=True)
 
-    whole, resumed = trained_on_two(0), trained_on_two(2)
+
+@pytest.mark.slow
+@pytest.mark.parametrize("condition", CONDITIONS)
+def test_law_two_ranks_learn_what_one_does_and_go_on_bit_for_bit(ends_of_two, condition):
+    whole, resumed = ends_of_two[f"{condition} 0"], ends_of_two[f"{condition} 2"]
     alone = DiffusionStage(conditioned(condition), world=World())
     for step in range(1, 5):
         alone.step(share(condition, step, range(4)), step)
@@ -115,6 +121,7 @@ def test_law_two_ranks_learn_what_one_does_and_go_on_bit_for_bit(tmp_path, condi
             torch.testing.assert_close(value, expected[name], rtol=1e-3, atol=1e-4, msg=name)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("objective", ["eps", "v", "flow"])
 @pytest.mark.parametrize("cut", [1, 4])
 def test_law_a_state_taken_and_loaded_goes_on_bit_for_bit(objective, cut):

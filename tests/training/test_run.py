@@ -87,24 +87,30 @@ def begin(uri: str, dataset: str, **changes: object):
     return open_run(uri, preset="tiny", config=config(**changes), dataset=dataset)
 
 
+@pytest.fixture(scope="module")
+def whole(dataset, tmp_path_factory) -> tuple[Run[AutoencoderTrainingConfig], Recorder]:
+    """A run that nothing disturbed, and what it told."""
+    observer, run = Recorder(), begin(str(tmp_path_factory.mktemp("whole") / "run"), dataset)
+    run_autoencoder(run, world=World(), observer=observer)
+    return run, observer
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("cut", [2, 4, 8, 10])
-def test_law_a_run_cut_and_resumed_ends_with_the_same_weights(dataset, tmp_path, cut):
-    whole, parted = (begin(str(tmp_path / name), dataset) for name in ("whole", "parted"))
-    run_autoencoder(whole, world=World(), observer=Recorder())
+def test_law_a_run_cut_and_resumed_ends_with_the_same_weights(dataset, whole, tmp_path, cut):
+    parted = begin(str(tmp_path / "parted"), dataset)
     with pytest.raises(Cut):
         run_autoencoder(parted, world=World(), observer=Recorder(cut_at=cut))
     run_autoencoder(begin(parted.uri, dataset), world=World(), observer=Recorder())
-    ends = [checkpoint.load(f"{run.uri}/checkpoints/last") for run in (whole, parted)]
+    ends = [checkpoint.load(f"{run.uri}/checkpoints/last") for run in (whole[0], parted)]
     assert [end.step for end in ends] == [STEPS, STEPS]
     assert ends[0].files[checkpoint.MODEL] == ends[1].files[checkpoint.MODEL]
     assert ends[0].files[checkpoint.TRAIN_STATE] == ends[1].files[checkpoint.TRAIN_STATE]
 
 
 @pytest.mark.slow
-def test_a_run_leaves_checkpoints_previews_and_metrics(dataset, tmp_path):
-    observer, run = Recorder(), begin(str(tmp_path / "run"), dataset)
-    run_autoencoder(run, world=World(), observer=observer)
+def test_a_run_leaves_checkpoints_previews_and_metrics(whole):
+    run, observer = whole
     assert set(checkpoint.steps(run.uri)) >= {6, 12} and 9 in checkpoint.steps(run.uri) and 3 not in checkpoint.steps(run.uri)
     assert {"train/loss", "train/l1", "train/psnr", "train/gan_weight", "train/logits_real", "speed/images_per_s",
             "speed/data_wait_fraction", "val/loss"} <= set(observer.rows[12])
@@ -180,10 +186,9 @@ def test_error_batch_and_weights_are_checked_first(tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-def test_law_a_run_asked_to_stop_saves_and_goes_on_bit_for_bit(dataset, tmp_path):
+def test_law_a_run_asked_to_stop_saves_and_goes_on_bit_for_bit(dataset, whole, tmp_path):
     """At step 5, where no checkpoint is due."""
-    whole, parted = (begin(str(tmp_path / name), dataset) for name in ("whole", "parted"))
-    run_autoencoder(whole, world=World(), observer=Recorder())
+    parted = begin(str(tmp_path / "parted"), dataset)
     asked: list[int] = []
 
     def wished() -> bool:
@@ -195,7 +200,7 @@ def test_law_a_run_asked_to_stop_saves_and_goes_on_bit_for_bit(dataset, tmp_path
     newest = checkpoint.newest(parted.uri)
     assert newest is not None and newest.step == 5 and newest.meta["metrics"]["train/loss"] > 0
     run_autoencoder(begin(parted.uri, dataset), world=World(), observer=Recorder())
-    ends = [checkpoint.load(f"{run.uri}/checkpoints/last") for run in (whole, parted)]
+    ends = [checkpoint.load(f"{run.uri}/checkpoints/last") for run in (whole[0], parted)]
     assert ends[0].files[checkpoint.MODEL] == ends[1].files[checkpoint.MODEL]
     assert ends[0].files[checkpoint.TRAIN_STATE] == ends[1].files[checkpoint.TRAIN_STATE]
 
@@ -217,9 +222,8 @@ def test_sigterm_is_a_wish_once_and_inside_the_block_alone():
 
 
 @pytest.mark.slow
-def test_a_run_starts_from_the_weights_of_another(dataset, tmp_path):
-    first = begin(str(tmp_path / "first"), dataset)
-    run_autoencoder(first, world=World(), observer=Recorder())
+def test_a_run_starts_from_the_weights_of_another(dataset, whole, tmp_path):
+    first = whole[0]
     address = f"{first.uri}/checkpoints/best"
     frozen = dataclasses.replace(config(), freeze=("encoder",))
     second = open_run(str(tmp_path / "second"), preset="tiny", config=frozen, dataset=dataset, start_from=address)
@@ -230,7 +234,7 @@ def test_a_run_starts_from_the_weights_of_another(dataset, tmp_path):
     assert found.meta["origin"] == {"checkpoint": before.uri, "start_step": before.step, "start_snapshot": first.snapshot,
                                     "start_sha256": before.files[checkpoint.MODEL]["sha256"]}
     plain = begin(str(tmp_path / "plain"), dataset)
-    with pytest.raises(CheckpointError, match="it started from random weights, not from .*first/checkpoints/best"):
+    with pytest.raises(CheckpointError, match="it started from random weights, not from .*run/checkpoints/best"):
         open_run(plain.uri, preset="tiny", config=config(), dataset=dataset, start_from=address)
 
 

@@ -56,7 +56,7 @@ AFTER = {"autoencoder.quant_conv.weight": "encoder.1.weight",
 def test_golden_three_published_iterations():
     wanted, stage = golden.tensors("stage_one"), published_stage(fresh_fake=True)
     names = {"loss": "train/loss", "adaptive_g_w": "train/gan_weight", "gan_g_loss": "train/gan", "l1_loss": "train/l1",
-             "perc_loss": "train/lpips", "quant_loss": "train/quantizer", "disc.loss": "train/disc_loss",
+             "perc_loss": "train/lpips", "quant_loss": "train/quantizer", "psnr": "train/psnr", "disc.loss": "train/disc_loss",
              "disc.disc_logits_real": "train/logits_real", "disc.disc_logits_fake": "train/logits_fake"}
     scale = {"adaptive_g_w": 0.75}
     with golden.published_ties():
@@ -102,6 +102,7 @@ def test_golden_named_gradients_of_the_first_iteration():
             assert golden.relative_error(value, known) <= PARITY, name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("adaptive", [True, False])
 def test_ref_one_backward_equals_the_published_three(adaptive):
     """Weights after one step: ours walks LPIPS and the discriminator once each, the reference twice."""
@@ -129,6 +130,7 @@ def run(stage: AutoencoderStage, first: int, last: int) -> None:
         stage.step(random_batch(stage.config, step), step)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("quantizer", ["kl", "vq"])
 @pytest.mark.parametrize("cut", [1, 3])
 def test_law_a_state_taken_and_loaded_goes_on_bit_for_bit(quantizer, cut):
@@ -150,6 +152,7 @@ def test_law_a_state_taken_and_loaded_goes_on_bit_for_bit(quantizer, cut):
         torch.testing.assert_close(after.train_state()[name], tensor, rtol=0, atol=0, msg=name)
 
 
+@pytest.mark.slow
 def test_bfloat16_stays_near_float32():
     config = small(gan=0.0)
     half = dataclasses.replace(config, loop=dataclasses.replace(config.loop, precision="bfloat16"))

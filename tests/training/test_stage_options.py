@@ -41,6 +41,7 @@ def assert_near(found: dict[str, Tensor], wanted: dict[str, Tensor], relative: f
 # ---------------------------------------------------------------- micro-batches
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("accumulate", [2, 4])
 @pytest.mark.parametrize("loss", [{}, {"adaptive_gan_weight": False}, {"query_pad_px": 3}, {"fresh_fake": True},
                                   {"gan_loss": "relativistic"}], ids=str)
