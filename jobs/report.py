@@ -28,7 +28,8 @@ def main(argv: list[str] | None = None) -> int:
     logs.to_stderr()
     try:
         args = tyro.cli(Report, args=argv, description=__doc__)
-        from pipelines.report import named, read_rows, report
+        from pipelines.report import report
+        from pipelines.report_rows import named, read_rows
         from pipelines.report_tracking import track
 
         page = report(args.addresses, args.out)

@@ -16,11 +16,15 @@ from infd import storage
 from infd.data import pyramid
 from infd.evaluation.crops import Cut, pixels
 from infd.evaluation.protocols import Consistency, Pairs, Protocol
+from infd.evaluation.rendered import RenderedSource
 from infd.evaluation.result import Result, worded
-from infd.evaluation.sources import FolderSource, Source, lanczos
+from infd.evaluation.sources import FolderSource, Source, lanczos, square
 
 CROPS = 8
 SHEET, SHEET_COLUMNS, SHEET_PX = 32, 8, 112
+FIELD_PX = 256
+"""Fields of a contact sheet are rendered at this side, or at the judged one where it is smaller, before they are made small:
+a render at SHEET_PX is another image than a user's, whose detail depends on the side."""
 EXTREMES = 4
 """Worst pairs, and as many best."""
 MOST_PX = 320
@@ -60,23 +64,23 @@ def ranking(result: Result, protocol: Protocol) -> dict[str, Any]:
 def take_pictures(task: dict[str, Any], sources: Sequence[Source], protocol: Protocol) -> None:
     """Write the pictures, and what they are last. Law: the same task gives the same bytes."""
     folder = task["folder"]
-    made: dict[str, Any] = {"crops": [], "sheets": {}, "sizes": [], "worst": [], "best": []}
+    made: dict[str, Any] = {"crops": [], "sheets": {}, "sheets_made": {}, "sizes": [], "worst": [], "best": []}
     if task["cuts"]:
         made["crops"] = [cut_row(folder, k, sources, Cut(*one), Cut(*other))
                          for k, (one, other) in enumerate(zip(*task["cuts"], strict=False))]
         for letter, source in zip("ab", sources, strict=True):
             made["sheets"][letter] = put(folder, f"sheet-{letter}", contact_sheet(source))
+            made["sheets_made"][letter] = sheet_text(source)
     elif isinstance(protocol, Consistency):
         made["sizes"] = [sizes_row(folder, k, sources, name, indices)
                          for k, (name, indices) in enumerate(task["couples"][:EXTREMES])]
-    else:
-        size = max(protocol.sizes, default=0) if isinstance(protocol, Pairs) else 0
-        made["crops"] = [pair_crop(folder, k, sources, name, indices, size)
+    elif isinstance(protocol, Pairs):
+        made["crops"] = [pair_crop(folder, k, sources, name, indices, protocol)
                          for k, (name, indices) in enumerate(task["couples"][:CROPS])]
         for which in ("worst", "best"):
             for row in task["ranked"].get(which, ()):
                 name, indices = task["couples"][row["place"]]
-                made[which].append(pair_row(folder, which, len(made[which]), sources, name, indices, size)
+                made[which].append(pair_row(folder, which, len(made[which]), sources, name, indices, protocol)
                                    | {"metric": task["ranked"]["metric"], "value": row["value"]})
     storage.put_atomic(task["out"], json.dumps(worded(made), indent=1, sort_keys=True).encode())
 
@@ -89,17 +93,19 @@ def cut_row(folder: str, k: int, sources: Sequence[Source], one: Cut, other: Cut
     return {"name": sources[0].name(one.item), "of_b": sources[1].name(other.item), "caption": place, **files}
 
 
-def pair_crop(folder: str, k: int, sources: Sequence[Source], name: str, indices: Sequence[int], size: int) -> dict[str, str]:
+def pair_crop(folder: str, k: int, sources: Sequence[Source], name: str, indices: Sequence[int], protocol: Pairs
+              ) -> dict[str, str]:
     """The middle of a pair, pixel by pixel."""
-    files = {letter: put(folder, f"crop-{k:02d}-{letter}", middle(whole(source, index, size)))
+    files = {letter: put(folder, f"crop-{k:02d}-{letter}", middle(whole(source, index, protocol)))
              for letter, source, index in zip("ab", sources, indices, strict=True)}
+    size = max(protocol.sizes, default=0)
     return {"name": name, "of_b": name, "caption": f"middle of {size}" if size else "middle", **files}
 
 
 def pair_row(folder: str, which: str, k: int, sources: Sequence[Source], name: str, indices: Sequence[int],
-             size: int) -> dict[str, Any]:
+             protocol: Pairs) -> dict[str, Any]:
     """Both images of a pair, whole."""
-    files = {letter: put(folder, f"{which}-{k}-{letter}", reduced(whole(source, index, size)))
+    files = {letter: put(folder, f"{which}-{k}-{letter}", reduced(whole(source, index, protocol)))
              for letter, source, index in zip("ab", sources, indices, strict=True)}
     return {"name": name, **files}
 
@@ -127,7 +133,13 @@ def contact_sheet(source: Source) -> np.ndarray:
 
 
 def small(source: Source, index: int) -> np.ndarray:
-    """The centre square at SHEET_PX, or smaller where the image is. Of files no other is looked at, as `sides` would."""
+    """The centre square at SHEET_PX, or smaller where the image is. Of files no other is looked at, as `sides` would.
+
+    Law: of a field it is its render at FIELD_PX, or at its own side if that is smaller, brought down by Lanczos.
+    """
+    if isinstance(source, RenderedSource):
+        side = min(FIELD_PX, source.sides(index).short)
+        return lanczos(source.patch(index, side=side, y=0, x=0, p=side), min(SHEET_PX, side))
     if isinstance(source, FolderSource):
         image = source.read(index)
         view = pyramid.center_view(image.shape[1], image.shape[0])
@@ -136,8 +148,20 @@ def small(source: Source, index: int) -> np.ndarray:
     return source.patch(index, side=side, y=0, x=0, p=side)
 
 
-def whole(source: Source, index: int, size: int) -> np.ndarray:
-    return source.patch(index, side=size, y=0, x=0, p=size) if size else source.read(index)
+def sheet_text(source: Source) -> str:
+    """How the images of a contact sheet were drawn."""
+    if isinstance(source, RenderedSource):
+        side = source.side or max(source.sides(index).short for index in range(min(SHEET, len(source))))
+        most = "" if source.side else "up to "
+        small = f", brought down to {SHEET_PX} px by Lanczos" if side > SHEET_PX else ""
+        return f"rendered at {most}{min(FIELD_PX, side)} px{small}"
+    return f"centre squares, brought down to {SHEET_PX} px by Lanczos"
+
+
+def whole(source: Source, index: int, protocol: Pairs) -> np.ndarray:
+    """An image as pairs were compared, at the largest size."""
+    size = max(protocol.sizes, default=0)
+    return square(source, index, size, resample=protocol.resample) if size else source.read(index)
 
 
 def middle(image: np.ndarray) -> np.ndarray:

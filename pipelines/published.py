@@ -1,13 +1,20 @@
 """Figures that papers print for the rows which our presets are, to stand beside ours.
 
 All are pFID P/R with Inception's features over 50,000 generated images; lower is better. Names as `infd.evaluation` has them.
-Source: INFD, "Image Neural Field Diffusion Models", CVPR 2024: tables 1, 2, 4, supplement table 2, and the repository's README.
+Source: INFD, "Image Neural Field Diffusion Models", CVPR 2024: tables 1, 2, 4, supplement table 2, and the repository's README;
+how its images were made: the published scripts gen_samples.py and eval_pfid.py.
 """
 
 from typing import NamedTuple
 
 COLUMNS = ("pfid_256/256", "pfid_256/1024", "pfid_512/1024", "pfid_1024/1024")
 IMAGES = 50_000
+SAMPLING = {"sampler": "ddim", "steps": 200, "eta": 1.0, "guidance": 1.0, "weights": "average"}
+"""How the paper's images were drawn: fields as our samplers have them."""
+MODE, TO_8_BITS = "tile", "down"
+"""And rendered: in tiles of 256 px, levels cut off rather than rounded."""
+REAL_IMAGES = {"ffhq_1024": 70_000}
+"""Photographs of the real set, by preset, where it is told."""
 
 
 class Published(NamedTuple):

@@ -41,9 +41,10 @@ def spectra(frequencies: Sequence[float], real: Sequence[float], others: Mapping
     return svg(figure)
 
 
-def over_images(values: Mapping[str, tuple[str, Sequence[float]]], name: str) -> str:
-    """How a metric of pairs is spread over the images: each run's values from worst to best."""
-    figure, axes = canvas(f"{name}: every image, sorted", "share of images", name)
+def over_images(values: Mapping[str, tuple[str, Sequence[float]]], name: str, *, over: str = "images") -> str:
+    """How a metric of pairs is spread over the images, or pools of them: each run's values, sorted."""
+    figure, axes = canvas(f"{name}: {'every image' if over == 'images' else 'every pool of images'}, sorted",
+                          f"share of {over}", name)
     for run, (paint, found) in values.items():
         finite = np.sort(np.array([value for value in found if np.isfinite(value)]))
         places = np.linspace(0, 1, len(finite)) if len(finite) > 1 else [0.5] * len(finite)

@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from statistics import fmean, stdev
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from infd.config import OPERATIONAL
 from infd.evaluation.result import Metric, Result
@@ -29,9 +29,18 @@ PLACES = ("device", "network.weights", "weights")
 """Choices that do not make figures incomparable."""
 
 
+class Superseded(NamedTuple):
+    """A result that is not shown, because another of the same row has the same conditions."""
+
+    folder: str
+    result: Result
+    by: str
+    """The folder of the one that is shown."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """What was judged: a checkpoint of a run, or any set of images."""
+    """What was judged: a checkpoint of a run, or any set of images, of one content."""
 
     name: str
     address: str
@@ -40,6 +49,11 @@ class Row:
     results: tuple[Result, ...] = ()
     folders: tuple[str, ...] = ()
     """Where each result lies, with its pictures."""
+    content: str = ""
+    """Hash of the weights or files that were judged; empty: nothing was."""
+    stale: bool = False
+    """The checkpoint at the address is another one today. Such a row has no run: what the run says now is not of it."""
+    superseded: tuple[Superseded, ...] = ()
 
     @property
     def preset(self) -> str:
@@ -55,8 +69,6 @@ class Column:
     better: Literal["lower", "higher", ""]
     condition: str
     """A hash of all that must be equal for two values to be compared; empty: published figures alone."""
-    note: str
-    """The conditions in words."""
 
 
 FAMILIES = {"Distances between sets": ("fid", "pfid", "pfid_random", "frechet", "kid", "precision", "recall", "spectrum_db"),
@@ -83,9 +95,24 @@ class Table:
 def condition_of(result: Result) -> str:
     """Law: two results have the same one where their figures may be compared: choices, truth, networks, counts."""
     choices = {name: value for name, value in result.choices.items() if name not in PLACES}
-    truth = result.sources[0]["fingerprint"] if len(result.sources) == 2 else ""
-    about = [result.protocol, choices, truth, result.networks, result.counts]
+    about = [result.protocol, choices, compared_with(result), result.networks, result.counts]
     return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()
+
+
+def compared_with(result: Result) -> Any:
+    """The content of the truth; of fields at several sides, which have none, the sides and what the fields stand for, or the
+    content of all folders but the judged one."""
+    if "fields" in result.counts:
+        *others, last = [[source.get(name) for name in ("side", "of", "seeds")] if "side" in source else source["fingerprint"]
+                         for source in result.sources]
+        return [*others, last if isinstance(last, list) else ""]
+    return result.sources[0]["fingerprint"] if len(result.sources) == 2 else ""
+
+
+def drawn(judged: dict[str, Any]) -> dict[str, Any]:
+    """How the images of a source were drawn: with its address and content, what makes a row of its own."""
+    return {"sampling": judged.get("sampling"), "mode": judged.get("mode"), "to_8_bits": judged.get("to_8_bits", "nearest"),
+            "first_seed": str(judged.get("seeds", "")).split(" ")[0]}
 
 
 def condition_text(result: Result) -> str:
@@ -98,18 +125,19 @@ def condition_text(result: Result) -> str:
     elif "a" in counts:
         over = f"{counts['a']:,} real, {counts['b']:,} judged"
     else:
-        over = f"{counts.get('fields', 0):,} fields"
+        return f"{counts.get('fields', 0):,} fields, each rendered at {len(result.sources)} sides"
     truth = result.sources[0]
     split = f" ({truth['split']})" if truth.get("split", "all") != "all" else ""
     seeds = result.choices.get("seeds")
     loss = ", ".join(f"{name} {value}" for name, value in result.choices.items() if name.startswith("loss."))
     crops = f"; crop seeds {', '.join(map(str, seeds))}" if isinstance(seeds, list | tuple) and len(seeds) > 1 else ""
-    return f"against {truth['uri']}{split}; {over}{crops}" + (f"; {loss}" if loss else "")
+    pool = result.choices.get("psnr_pool", 1)
+    pooled = f"; PSNR of errors averaged over {pool} pairs" if pool > 1 else ""
+    return f"against {truth['uri']}{split}; {over}{crops}{pooled}" + (f"; {loss}" if loss else "")
 
 
 def column_of(result: Result, one: Metric) -> Column:
-    return Column(metric=one.name, title=title(one.name), better=one.better, condition=condition_of(result),
-                  note=condition_text(result))
+    return Column(metric=one.name, title=title(one.name), better=one.better, condition=condition_of(result))
 
 
 def title(name: str) -> str:
@@ -161,7 +189,7 @@ def table_of(rows: Sequence[Row], printed: Sequence[Published] = ()) -> Table:
                for column in [column_of(result, one)]}
     ours = {metric for metric, _ in columns}
     for name in dict.fromkeys(name for one in printed for name in one.values if name not in ours):
-        columns[(name, "")] = Column(metric=name, title=title(name), better="lower", condition="", note="")
+        columns[(name, "")] = Column(metric=name, title=title(name), better="lower", condition="")
     ordered = sorted(columns.values(), key=order_of)
     cells = [[cell(row, column) for column in ordered] for row in rows]
     best = [best_of([line[k] for line in cells], column.better) for k, column in enumerate(ordered)]
@@ -192,10 +220,21 @@ def validation(row: Row) -> list[Result]:
 
 
 def validated_with(config: dict[str, Any], name: str) -> dict[str, Any]:
-    """The settings that a validation metric depends on: the crops, and for the loss what it is the sum of."""
-    heads = ("crop.", "diffusion.", *(("loss.l1", "loss.lpips") if name == "val/loss" else ()),
-             *(("loss.lpips_net",) if name == "val/lpips" else ()))
-    return {key: value for key, value in config.items() if key.startswith(heads)}
+    """The settings of a flat config that a validation metric depends on besides the weights that it judges.
+
+    Law: another value of one of them gives another figure of the same weights; of any other field the same. crop.lowres_px,
+    loss.query_pad_px and model.… are of what is judged. loop.seed, the key of the crops, is left out: figures are pooled over
+    seeds.
+    """
+    names = ["loop.validate_samples", *(f"crop.{own}" for own in ("patch_px", "r_min", "r_max", "view"))]
+    if name.startswith("val/loss"):
+        names += ["loss.l1", "loss.lpips", *(["loss.lpips_net"] if config.get("loss.lpips") else [])]
+        noise = ("flow_mean", "flow_std") if config.get("diffusion.objective") == "flow" else (
+            "schedule", "beta_from", "beta_to", "timesteps", "min_snr_gamma")
+        names += [f"diffusion.{own}" for own in ("objective", "scale", *noise)]
+    elif name.startswith("val/lpips"):
+        names.append("loss.lpips_net")
+    return {key: config[key] for key in names if key in config}
 
 
 def cell(row: Row, column: Column) -> Metric | None:
@@ -228,8 +267,8 @@ def over_seeds(table: Table) -> list[Pooled]:
     for index, row in enumerate(table.rows):
         if row.run is not None:
             settings = {name: value for name, value in numbers_of(row.run.record["config"]).items() if name != "loop.seed"}
-            drawn = [{name: result.sources[-1].get(name) for name in ("sampling", "mode")} for result in row.results[:1]]
-            about = [row.preset, row.run.record["snapshot"], settings, drawn]
+            ways = [drawn(result.sources[-1]) for result in row.results[:1]]
+            about = [row.preset, row.run.record["snapshot"], settings, ways]
             groups.setdefault(json.dumps(about, sort_keys=True), []).append(index)
     made = []
     for members in groups.values():
@@ -249,7 +288,7 @@ def mean_and_spread(values: Sequence[float], count: int) -> tuple[float, float] 
 
 
 def error_of(one: Metric) -> float:
-    """Of the value: stated, or from the spread over seeds; 0 where neither is known. The spread over images is none."""
+    """Of the value: stated, or from the spread over seeds; 0 where neither is known. That over images or pools is none."""
     if one.standard_error is not None:
         return one.standard_error
     if one.spread is None or one.over != "seeds":

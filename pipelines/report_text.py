@@ -1,14 +1,30 @@
 """Words and numbers of a report, the same on the page and in Markdown."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from infd.evaluation.result import Metric, Result
 from pipelines.published import IMAGES
-from pipelines.report_tables import Row, Table, error_of, families, over_seeds, scale_metric, scales, settings_rows
+from pipelines.report_choices import Condition, conditions, lines_of, short
+from pipelines.report_departures import MARK, marks, sentences
+from pipelines.report_tables import (
+    PLACES,
+    Row,
+    Table,
+    condition_of,
+    error_of,
+    families,
+    over_seeds,
+    scale_metric,
+    scales,
+    settings_rows,
+    title,
+)
 
 ARROWS = {"lower": " ↓", "higher": " ↑", "": ""}
+RIVALS = 3
+"""Figures that are told of two results of one condition."""
 
 
 def number(value: float) -> str:
@@ -32,14 +48,54 @@ def error_text(one: Metric) -> str:
 # ---------------------------------------------------------------- notes
 
 
-def column_notes(table: Table) -> list[str]:
-    """The conditions of columns, each once."""
-    return list(dict.fromkeys(column.note for column in table.columns if column.note))
+def numbers(made: Sequence[Condition]) -> dict[str, int]:
+    """Condition -> its number, by which columns refer to it."""
+    return {one.key: one.number for one in made}
 
 
 def cautions(rows: Sequence[Row]) -> list[str]:
-    """What results say of themselves that a reader must know."""
-    return list(dict.fromkeys(note for row in rows for result in row.results for note in result.notes))
+    """What results say of themselves that a reader must know, and what rows say of their results. No full stop at the end."""
+    said = [note for row in rows for result in row.results for note in result.notes]
+    said += [changed(row) for row in rows if row.stale]
+    return list(dict.fromkeys([*said, *(one for row in rows for one in rivals(row))]))
+
+
+def changed(row: Row) -> str:
+    """Of a row whose checkpoint is another one today."""
+    return (f"{row.name}: {row.address} holds another checkpoint today; these figures are of the one with content "
+            f"{row.content[:8]}, which lay there before; evaluate the new one, or leave {', '.join(row.folders)} out")
+
+
+def rivals(row: Row) -> Iterator[str]:
+    """Results of one condition that tell different figures: both folders, both values, and which one is shown."""
+    for folder, other, by in row.superseded:
+        shown = row.results[row.folders.index(by)]
+        values = {one.name: one.value for one in other.metrics}
+        differ = [(one.name, one.value, values[one.name]) for one in shown.metrics
+                  if one.name in values and one.value != values[one.name]]
+        if not differ:
+            continue
+        told = ", ".join(f"{title(name)} {pair_text(value, left)}" for name, value, left in differ[:RIVALS])
+        more = f" and {len(differ) - RIVALS} more" if len(differ) > RIVALS else ""
+        newer = shown.versions.get("infd") != other.versions.get("infd")
+        why = "made by the newer library" if newer else "the first by name"
+        yield (f"{row.name}: {by} and {folder} are of one condition and differ ({unlike(shown, other)}): {told}{more}; shown "
+               f"is {by}, {why}")
+
+
+def pair_text(one: float, other: float) -> str:
+    """ "5.340 and 5.341": with as many digits as it takes to tell them apart."""
+    texts = number(one), number(other)
+    return " and ".join(texts if texts[0] != texts[1] else (repr(one), repr(other)))
+
+
+def unlike(one: Result, other: Result) -> str:
+    """What two results of one condition were made with, where it differs."""
+    facts = [{**result.versions, **{name: result.choices.get(name, "") for name in PLACES},
+              "fingerprint of the judged": result.sources[-1].get("fingerprint", "")} for result in (one, other)]
+    names = [name for name in sorted({*facts[0], *facts[1]}) if facts[0].get(name) != facts[1].get(name)]
+    return "; ".join(f"{name} {short(facts[0].get(name))} and {short(facts[1].get(name))}" for name in names) or \
+        "in nothing that they tell of themselves"
 
 
 # ---------------------------------------------------------------- scales and matrices
@@ -56,14 +112,18 @@ def scale_rows(rows: Sequence[Row]) -> list[list[str]]:
     return [[metric, *(f"r to {end}" for end in ends)], *lines]
 
 
-def matrices(rows: Sequence[Row]) -> list[dict[str, Any]]:
-    """SelfSSIM of each row's fields, by how renders are resized: row = side of comparison, column = the other's side."""
+def matrices(rows: Sequence[Row], made: Sequence[Condition]) -> list[dict[str, Any]]:
+    """SelfSSIM of each row's fields, by how renders are resized: row = side of comparison, column = the other's side.
+
+    `made`: the conditions, whose numbers they carry.
+    """
+    places = numbers(made)
     shown = []
     for row in rows:
         for result in row.results:
             for how in dict.fromkeys(one.name.split("[")[1].split("]")[0] for one in result.metrics
                                      if one.name.startswith("self_ssim")):
-                shown.append(matrix(row, result, how))
+                shown.append(matrix(row, result, how) | {"note": places[condition_of(result)]})
     return shown
 
 
@@ -82,31 +142,36 @@ def matrix(row: Row, result: Result, how: str) -> dict[str, Any]:
 
 def markdown(table: Table, said: Sequence[str]) -> str:
     """The report without its pictures. Best values are bold; published figures are in italics and say so."""
-    notes = column_notes(table)
+    made = conditions(table)
     parts = ["# Evaluation", "\n".join(f"- {sentence}" for sentence in said)]
     for name, places in families(table.columns).items():
-        parts += [f"## {name}", family_text(table, places, notes)]
-    parts.append("\n".join(f"[{index}] {note}" for index, note in enumerate(notes, 1)))
+        parts += [f"## {name}", family_text(table, places, numbers(made))]
+    parts.append("\n".join(f"[{one.number}] {one.text}" for one in made))
     if table.printed:
-        parts.append(f"Published figures are over {IMAGES:,} generated images with Inception's features; no others compare.")
+        parts += [f"Published figures are over {IMAGES:,} generated images with Inception's features; no others compare. "
+                  f"{MARK}: made otherwise than the published figures of its column, and not equal to them.",
+                  "\n".join(f"- {sentence}" for sentence in sentences(table, numbers(made)))]
+    parts += [f"Mind: {note}." for note in cautions(table.rows)]
     if settings := settings_rows(table.rows):
         parts += ["## Settings that differ", pipes(settings[0], settings[1:])]
     if loss := scale_rows(table.rows):
         parts += ["## Validation by side r", pipes(loss[0], loss[1:])]
-    for one in matrices(table.rows):
-        parts += [f"## SelfSSIM: {one['title']}, {one['fields']} fields", pipes(one["heads"], one["cells"])]
+    for one in matrices(table.rows, made):
+        parts += [f"## SelfSSIM [{one['note']}]: {one['title']}, {one['fields']} fields", pipes(one["heads"], one["cells"])]
         if one["shifts"]:
             parts.append(f"Mean absolute shift to the double, levels of 255: {one['shifts']}")
-    parts += [f"Note: {note}" for note in cautions(table.rows)]
+    parts += ["## How each figure was made"] if made else []
+    for one in made:
+        parts += [f"### [{one.number}] {one.heading}", pipes(["", "how"], lines_of(one))]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
-def family_text(table: Table, places: Sequence[int], notes: Sequence[str]) -> str:
+def family_text(table: Table, places: Sequence[int], notes: Mapping[str, int]) -> str:
     """One table: our rows, then means over seeds, then published rows that have one of the figures."""
-    columns = [table.columns[k] for k in places]
-    heads = [f"{column.title}{ARROWS[column.better]}" + (f" [{notes.index(column.note) + 1}]" if column.note else "")
+    columns, marked = [table.columns[k] for k in places], marks(table)
+    heads = [f"{column.title}{ARROWS[column.better]}" + (f" [{notes[column.condition]}]" if column.condition else "")
              for column in columns]
-    lines = [[row.name, *(cell(table.cells[index][k], table.best[k] == index) for k in places)]
+    lines = [[row.name, *(cell(table.cells[index][k], table.best[k] == index, marked[index][k]) for k in places)]
              for index, row in enumerate(table.rows)]
     lines += [[one.name, *(pooled_text(one.cells[k]) for k in places)] for one in over_seeds(table)]
     lines += [[f"*published: {one.name} ({one.source})*",
@@ -120,10 +185,11 @@ def pooled_text(cell: tuple[float, float] | None) -> str:
     return f"{number(cell[0])} ± {cell[1]:.2g}" if cell else "–"
 
 
-def cell(one: Metric | None, best: bool) -> str:
+def cell(one: Metric | None, best: bool, marked: bool) -> str:
+    """ "**5.340** ± 0.02 †"."""
     text = value_text(one)
     text = f"**{text}**" if best else text
-    return f"{text} {error_text(one)}".strip() if one else text
+    return " ".join(part for part in (text, error_text(one), MARK if marked else "") if part) if one else text
 
 
 def pipes(heads: Sequence[str], lines: Sequence[Sequence[str]]) -> str:

@@ -85,14 +85,14 @@ def share_of(column: Column, one: float, other: float) -> float:
 
 
 def difference(column: Column, one: Metric, other: Metric) -> str:
-    """ " (20% lower)", " (+1.2 dB; better in 5 of 6 images)"; empty where a value is not finite."""
+    """ " (20% lower)", " (+1.2 dB; better in 5 of 6 images)", or pools of them; empty where a value is not finite."""
     if not (math.isfinite(one.value) and math.isfinite(other.value)):
         return ""
     by = one.value - other.value
     size = f"{by:+.2g} dB" if in_decibels(column) else f"{by / max(abs(other.value), 1e-12):+.0%}"
     pairs = image_by_image(one, other)
     sign = 1 if column.better == "higher" else -1
-    won = f"; better in {sum(sign * step > 0 for step in pairs)} of {len(pairs)} images" if pairs else ""
+    won = f"; better in {sum(sign * step > 0 for step in pairs)} of {len(pairs)} {one.over}" if pairs else ""
     return f" ({size.replace('-', '−')}{won})"
 
 
@@ -107,11 +107,11 @@ def doubt(one: Metric, other: Metric) -> str:
 
 
 def image_by_image(one: Metric, other: Metric) -> list[float]:
-    """The differences of two figures over the same images; [] of figures that are not means over images.
+    """The differences of two figures over the same images, or the same pools of them; [] of figures that are means of neither.
 
-    Equal columns have equal images in equal order. Images that both reproduce to the bit say nothing.
+    Equal columns have equal images in equal order, and so equal pools. Images that both reproduce to the bit say nothing.
     """
-    if one.over != "images" or len(one.values) != len(other.values):
+    if one.over == "seeds" or one.over != other.over or len(one.values) != len(other.values):
         return []
     return [a - b for a, b in zip(one.values, other.values, strict=True) if a != b or math.isfinite(a)]
 

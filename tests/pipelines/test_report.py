@@ -23,7 +23,9 @@ from pipelines import evaluate as pipeline
 from pipelines import report_tables as tables
 from pipelines.evaluation_work import SourceSpec, engine
 from pipelines.published import COLUMNS, PUBLISHED, published
-from pipelines.report import named, read_rows, report
+from pipelines.report import report
+from pipelines.report_choices import conditions
+from pipelines.report_rows import named, read_rows
 from pipelines.report_tables import Row, table_of, title
 from pipelines.report_text import markdown, number
 from pipelines.report_verdict import verdict
@@ -188,9 +190,10 @@ def test_law_only_figures_of_equal_conditions_share_a_column():
     few, many = result(low("fid", 9.0), counts=50), result(low("fid", 8.0), counts=5000)
     gpu = dataclasses.replace(result(low("fid", 7.0), counts=50), choices={"device": "cuda"})
     table = table_of([row("few", few), row("many", many), row("gpu", gpu)])
-    assert len(table.columns) == 2 and {column.note for column in table.columns} == {
+    texts = {one.key: one.text for one in conditions(table)}
+    assert len(table.columns) == 2 and {texts[column.condition] for column in table.columns} == {
         "against s3://b/data@1; 50 real, 50 judged", "against s3://b/data@1; 5,000 real, 5,000 judged"}
-    shared = next(k for k, column in enumerate(table.columns) if " 50 judged" in column.note)
+    shared = next(k for k, column in enumerate(table.columns) if " 50 judged" in texts[column.condition])
     assert [one.value if (one := line[shared]) else None for line in table.cells] == [9.0, None, 7.0]
     assert table.best[shared] == 2
     assert table.best[1 - shared] is None
@@ -240,7 +243,7 @@ def test_published_rows_stand_beside_ours_and_say_so():
     text = markdown(table, [])
     assert [column.metric for column in table.columns] == list(COLUMNS)
     assert "| *published: INFD (INFD, table 1)* | *5.34* | *8.07* | *6.64* | *5.57* |" in text
-    assert "| mine | – | 10.00" in text
+    assert "| mine | – | 10.00 † | 10.00 † | 10.00 † |" in text
     assert table.best == [None] * 4                         # a published figure never counts as ours
     assert {one.preset for one in PUBLISHED if one.same} == {"ffhq_1024", "ffhq_6k_mix", "mountains_2k"}
     assert published({"tiny"}) == []
@@ -251,7 +254,7 @@ def test_names_are_told_apart():
     other = dataclasses.replace(base, sources=(base.sources[0], {**base.sources[1], "sampling": {"steps": 9}, "mode": "whole"}))
     rows = [Row(name="r", address="x/1", step=1, results=(base,)), Row(name="r", address="x/2", step=2, results=(base,)),
             Row(name="q", address="x/3", step=1, results=(base,)), Row(name="q", address="x/3", step=1, results=(other,))]
-    assert [one.name for one in named(rows)] == ["r, step 1", "r, step 2", "q, step 1", "q, step 1 (9 steps, mode whole)"]
+    assert [one.name for one in named(rows)] == ["r, step 1", "r, step 2", "q", "q (9 steps, mode whole)"]
 
 
 def test_runs_that_differ_by_seed_alone_have_mean_and_spread(tmp_path):
