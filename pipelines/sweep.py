@@ -15,7 +15,7 @@ import logging
 import shlex
 import signal
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal, cast
 
@@ -28,7 +28,7 @@ from infd.lease import held
 from infd.training.autoencoder_run import required_weights
 from infd.training.diffusion_run import fitted
 from infd.training.run import check_batch
-from pipelines import sweep_report, sweep_summary, sweep_tracking, sweep_trials, tracking, train
+from pipelines import sweep_conditions, sweep_report, sweep_summary, sweep_tracking, sweep_trials, tracking, train
 from pipelines.cluster import autoscales, connect
 from pipelines.sweep_plan import Plan, SweepConfig, TrainingConfig, Trial, command, default_uri, differences
 from pipelines.sweep_summary import Summary
@@ -59,17 +59,20 @@ class Wish:
 def run_sweep(wish: Wish) -> Summary:
     """Run the sweep, or what is left of it.
 
-    Raises ConfigError before anything starts where a trial could not, CheckpointError where another sweep is at its address.
+    Raises ConfigError before anything starts where a trial could not, CheckpointError where another sweep is at its address,
+    Interrupted after SIGTERM.
     """
     plan, manifest = planned(wish)
     check(plan, wish.where, manifest)
+    if said := sweep_conditions.caution(plan, plan.listed()):
+        logger.warning("sweep %s: %s", plan.uri, said)
     plan = opened(plan)
-    with held(storage.join(plan.uri, "driver.json"), what=f"sweep {plan.uri}"):
+    with ended_by_sigterm(plan.uri) as listen, held(storage.join(plan.uri, "driver.json"), what=f"sweep {plan.uri}"):
         fates = sweep_trials.fates(sweep_trials.known(plan), plan.sweep.metric)
         over = sum(fate.over for fate in fates)
         logger.info("sweep %s: %d trials, %d of them over already", plan.uri, plan.count, over)
         if over < plan.count:
-            run_trials(plan, wish, fates)
+            run_trials(plan, wish, fates, listen)
         found = sweep_summary.summary(plan, sweep_trials.fates(sweep_trials.known(plan), plan.sweep.metric))
         sweep_summary.write(found)
         return reported(found)
@@ -111,7 +114,7 @@ def planned(wish: Wish) -> tuple[Plan, Manifest]:
     dataset = source.info["snapshot"] if isinstance(source, Latents) else source
     seeds = tuple(wish.seeds) or (wish.config.loop.seed,)
     start_from = storage.absolute(where.start_from) if where.start_from else ""
-    told = {"vary": list(wish.vary), "seeds": list(seeds), "sweep": asdict(wish.sweep), "start_from": start_from,
+    told = {"vary": list(wish.vary), "seeds": list(seeds), "sweep": asdict(wish.sweep.training), "start_from": start_from,
             "latents": latents}
     uri = storage.absolute(wish.uri) if wish.uri else default_uri(
         split_address(dataset)[0], wish.stage, wish.preset, wish.config, told)
@@ -166,6 +169,7 @@ def check(plan: Plan, where: PlaceConfig, manifest: Manifest) -> None:
         raise ConfigError(f"metric={plan.sweep.metric}: {plan.snapshot} has no photo in its val split to judge by; ingest with "
                           "--val-fraction, or take --metric train/loss")
     check_rungs(plan, trials)
+    sweep_conditions.check(plan, trials)
 
 
 def corners(plan: Plan) -> list[Trial]:
@@ -220,10 +224,11 @@ def require_same(plan: Plan) -> None:
 # ---------------------------------------------------------------- while it runs
 
 
-def run_trials(plan: Plan, wish: Wish, fates: Sequence[sweep_trials.Fate]) -> None:
-    """On the cluster, below one MLflow run."""
+def run_trials(plan: Plan, wish: Wish, fates: Sequence[sweep_trials.Fate], listen: Callable[[], object]) -> None:
+    """On the cluster, below one MLflow run. `listen` takes SIGTERM back from Ray."""
     table = Table(fates, metric=plan.sweep.metric, total=plan.count)
-    with connect(env=train.worker_env(), log_to_driver=not table.live), ended_by_sigterm(plan.uri):
+    with connect(env=train.worker_env(), log_to_driver=not table.live):
+        listen()
         import ray
 
         from pipelines.sweep_supply import supply_of
@@ -257,25 +262,27 @@ def room(where: PlaceConfig, resources: Mapping[str, float], wished: int) -> int
 
 
 @contextlib.contextmanager
-def ended_by_sigterm(uri: str) -> Iterator[None]:
+def ended_by_sigterm(uri: str) -> Iterator[Callable[[], object]]:
     """Inside the block SIGTERM ends the sweep with all its trials, in order: Interrupted. In the main thread alone.
 
-    It arrives as KeyboardInterrupt, which no `except Exception` on the way keeps. Ray takes the signal when it connects.
+    It arrives as KeyboardInterrupt, which no `except Exception` on the way keeps; once, for launchers send several. Ray takes
+    the signal when it connects, and would exit: what the block is given takes it back.
     """
     if threading.current_thread() is not threading.main_thread():
-        yield
+        yield lambda: None
         return
     asked = threading.Event()
 
     def heard(number: int, frame: object) -> None:
-        asked.set()
-        raise KeyboardInterrupt
+        if not asked.is_set():
+            asked.set()
+            raise KeyboardInterrupt
 
     before = signal.signal(signal.SIGTERM, heard)
     try:
-        yield
-    except KeyboardInterrupt as error:
-        if asked.is_set():
+        yield lambda: signal.signal(signal.SIGTERM, heard)
+    except (KeyboardInterrupt, SystemExit) as error:
+        if asked.is_set() or (isinstance(error, SystemExit) and error.code == signal.SIGTERM):    # as Ray has it
             raise Interrupted(f"sweep {uri}: asked to stop; its trials keep their checkpoints; the same command goes on"
                               ) from error
         raise

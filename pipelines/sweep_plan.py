@@ -10,7 +10,7 @@ import random
 import re
 import typing
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from difflib import get_close_matches
 from typing import Any, Literal
 
@@ -67,7 +67,7 @@ class SweepConfig:
     """asha: no trial ends before this step; 0: a ninth of its steps, or its first validation where that is later."""
     metric: str = "val/loss"
     """What trials are judged by: a figure of validation (val/…), of --evaluation.every (eval/…), or of training at
-    checkpoints (train/loss)."""
+    checkpoints (train/loss). One that depends on what --vary changes, as val/loss on loss.l1, does not compare all of them."""
     mode: Literal["auto", "min", "max"] = "auto"
     """Whether less or more is better; auto: more where the name says psnr, ssim and the like."""
 
@@ -76,6 +76,16 @@ class SweepConfig:
         require(self.reduction >= 2, "reduction", self.reduction, "must be at least 2")
         require(self.grace_steps >= 0, "grace_steps", self.grace_steps, "must not be negative")
         require(bool(self.metric.strip()), "metric", self.metric, "expected a name such as val/loss")
+
+    @property
+    def steers(self) -> bool:
+        """Whether figures have a say in what is trained; else they rank what was trained, and another metric ranks it too."""
+        return self.search == "optuna" or self.scheduler != "none"
+
+    @property
+    def training(self) -> "SweepConfig":
+        """Without what has no say in what is trained."""
+        return self if self.steers else replace(self, metric=SweepConfig.metric, mode=SweepConfig.mode)
 
     @property
     def direction(self) -> Literal["min", "max"]:
@@ -338,7 +348,8 @@ def differences(before: Plan, now: Plan) -> list[str]:
 
 def spread(record: dict[str, Any]) -> dict[str, Any]:
     """A record with the fields of config and sweep beside the others, and without those that may change."""
-    told = {name: value for name, value in record.items() if name not in ("config", "sweep")} | record["sweep"]
+    sweep = asdict(SweepConfig(**record["sweep"]).training)
+    told = {name: value for name, value in record.items() if name not in ("config", "sweep")} | sweep
     return told | {name: value for name, value in record["config"].items() if not name.startswith(FREE)}
 
 

@@ -8,7 +8,7 @@ from infd import storage
 from pipelines import report, report_text
 from pipelines.report_tables import over_seeds, table_of
 from pipelines.sweep_plan import Plan, Values, value_text
-from pipelines.sweep_summary import Point, Summary, ranked
+from pipelines.sweep_summary import Condition, Point, Summary
 from pipelines.sweep_table import number_text
 from pipelines.sweep_trials import Fate
 
@@ -47,19 +47,29 @@ def group_name(fates: Sequence[Fate], plan: Plan) -> str:
 
 
 def verdict(found: Summary) -> list[str]:
-    """Which values are best and by how much, the best trial, and what did not come to its end."""
-    said = []
-    places = ranked(found)
-    if len(places) > 1:
-        first, second = places[:2]
-        said.append(f"{short(first.values, found.plan)} is best: {found.plan.sweep.metric} {figure_text(first)}, against "
-                    f"{figure_text(second)} of {short(second.values, found.plan)}{doubt(first, second)}.")
-    if (best := found.best_trial) is not None:
-        said.append(f"Of the trials {best.trial.number:03d} is best, with {number_text(best.figure)}: {best.checkpoint}.")
+    """Whether the metric compares all trials; which values are best and by how much, and the best trial, of each condition;
+    and what did not come to its end."""
+    said = [found.caution[0].upper() + found.caution[1:] + "."] if found.caution else []
+    for one in found.conditions:
+        said += best_of(one, found.plan)
     if stopped := sum(fate.state == "stopped" for fate in found.fates):
         said.append(f"{stopped} of {len(found.fates)} trials were ended early; their figures are of fewer steps.")
     return said + [f"Trial {fate.trial.number:03d} ({short(fate.trial.values, found.plan)}, seed {fate.trial.seed}) failed: "
                    f"{fate.error}" for fate in found.failed]
+
+
+def best_of(one: Condition, plan: Plan) -> list[str]:
+    """Of one condition: the best values against the second best, and the best trial."""
+    said, among = [], f" {one.text}" if one.text else ""
+    if len(one.ranked) > 1:
+        first, second = one.ranked[:2]
+        said.append(f"{short(first.values, plan)} is best{among and ' of the points' + among}: {plan.sweep.metric} "
+                    f"{figure_text(first)}, against {figure_text(second)} of {short(second.values, plan)}"
+                    f"{doubt(first, second)}.")
+    if (best := one.best_trial) is not None:
+        said.append(f"Of the trials{among} {best.trial.number:03d} is best, with {number_text(best.figure)}: "
+                    f"{best.checkpoint}.")
+    return said
 
 
 def figure_text(point: Point) -> str:

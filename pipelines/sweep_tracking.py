@@ -54,6 +54,7 @@ def send(client: "MlflowClient", run_id: str, found: Summary) -> None:
             client.log_metric(run_id, f"{metric}.{name}", value)
     client.set_tag(run_id, "best_point", values_text(point.values) if point else "")
     client.set_tag(run_id, "best_checkpoint", trial.checkpoint if trial else "")
+    client.set_tag(run_id, "caution", found.caution)
     client.log_text(run_id, markdown(found), "sweep.md")
     if found.page:
         client.log_text(run_id, storage.read_bytes(found.page).decode(), "report.html")

@@ -19,7 +19,7 @@ from infd import checkpoint, storage
 from infd.config import DiffusionTrainingConfig, LatentRunConfig, PlaceConfig, RunConfig, flat, unflat
 from infd.errors import TrainingError
 from pipelines import logs, sweep_trials, tracking, train
-from pipelines.sweep_board import Board, BoardObserver
+from pipelines.sweep_board import Board, BoardObserver, Driver
 from pipelines.sweep_plan import KINDS, Plan, TrainingConfig, Trial
 from pipelines.sweep_supply import Supply
 from pipelines.sweep_table import Table
@@ -31,6 +31,7 @@ for name, value in SETTINGS.items():
 
 import ray  # noqa: E402
 from ray import tune  # noqa: E402    reads these variables
+from ray.exceptions import GetTimeoutError, RayActorError  # noqa: E402
 from ray.tune import Callback  # noqa: E402
 from ray.tune.execution.placement_groups import PlacementGroupFactory  # noqa: E402
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler  # noqa: E402
@@ -40,6 +41,8 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy  # noq
 logger = logging.getLogger(__name__)
 
 POLL_S = 0.5
+DEATH_S = 30.0
+"""For how long a driver that was killed is waited for."""
 LOUD = ("ray.tune.execution.tune_controller", "ray.tune.tune", "ray.tune.analysis.experiment_analysis")
 """Loggers of Tune that write tracebacks of trials, and of log files that are not written; the table says what is wrong."""
 DRIVER: dict[str, int | float] = {"memory": 1 << 20}
@@ -63,7 +66,9 @@ def trial_function(told: dict[str, Any]) -> None:
     logs.to_stderr()
     logging.getLogger().setLevel(logging.WARNING)
     board, number = ray.get_actor(told["board"]), told["number"]
-    task = answer(board.task.remote(number))
+    task = answer(board.begin.remote(number, Driver(ray.get_runtime_context().current_actor, sweep_trials.holder())))
+    if task is None:                                               # the sweep is being stopped
+        return
     config = unflat(KINDS[task["stage"]], task["config"])
     training = Training(task, config, train.Part(parent=task["parent"], observer=BoardObserver(board, number)))
     training.start()
@@ -220,6 +225,8 @@ class Running:
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)  # lost with us alone
         self.board: Any = ray.remote(num_cpus=0)(Board).options(name=self.board_name, scheduling_strategy=here).remote()
         self.trials: dict[int, Trial] = {}
+        self.live: set[int] = set()
+        """Trials that have begun and are not over."""
         self.looked = 0.0
 
     def __reduce__(self) -> tuple[type, tuple[str]]:
@@ -235,6 +242,7 @@ class Running:
 
     def begin(self, trial: Trial) -> None:
         self.trials[trial.number] = trial
+        self.live.add(trial.number)
         source = {"latents": (self.plan.latents or {}).get("address", "")} if self.plan.stage == "ldm" else {
             "dataset": self.plan.snapshot}
         where = replace(self.where, run=trial.run, start_from=self.plan.start_from, **source)
@@ -250,6 +258,7 @@ class Running:
 
     def ended(self, trial: Trial, *, error: bool) -> None:
         """Write down why it ended, where it did not come to its last step; tell the supply."""
+        self.live.discard(trial.number)
         newest = checkpoint.newest(trial.run)
         whole = newest is not None and newest.step >= trial.steps
         if error and not whole:
@@ -269,6 +278,34 @@ class Running:
             self.table.show(answer(self.board.now.remote()))
 
 
+    def close(self) -> None:
+        """End what still runs, with its workers, whom Ray ends with their driver: no trial begins any more, leases are given
+        back, and MLflow's runs of interrupted trials are closed."""
+        drivers = answer(self.board.close.remote())
+        for driver in drivers.values():
+            ray.kill(driver.actor)
+        for number, driver in drivers.items():
+            if has_ended(driver.actor):
+                sweep_trials.release(self.trials[number], driver.holder)
+        ray.kill(self.board)
+        for number in sorted(self.live):
+            tracking.finish(tracking.known_id(self.trials[number].run), ok=False)
+
+
+def has_ended(actor: Any) -> bool:
+    """Whether an actor that was killed ends within DEATH_S."""
+    end = time.monotonic() + DEATH_S
+    while (left := end - time.monotonic()) > 0:
+        try:
+            ray.get(actor.__ray_ready__.remote(), timeout=left)    # it may answer before it hears of its death
+        except RayActorError:
+            return True
+        except GetTimeoutError:
+            break
+        time.sleep(0.05)
+    return False
+
+
 def run_on_tune(plan: Plan, where: PlaceConfig, supply: Supply, table: Table, *, concurrent: int, parent: str | None) -> None:
     """Run what the supply has, `concurrent` trials at once, in a connected cluster; afterwards all of it is over."""
     for name in LOUD:
@@ -286,7 +323,7 @@ def run_on_tune(plan: Plan, where: PlaceConfig, supply: Supply, table: Table, *,
         with table.below_the_log():
             tuner.fit()
     finally:
-        ray.kill(running.board)
+        running.close()
     storage.delete_prefix(place)                                   # Tune's own state, of interrupted attempts too
 
 

@@ -1,54 +1,28 @@
-"""Sweeps: what is refused before anything starts, what folders tell of trials, the searches, and whole sweeps on Ray."""
+"""Sweeps: what is refused before anything starts, what folders tell of trials, the searches; on Ray in a file of their own."""
 
 import dataclasses
 import io
 import json
 import logging
 import re
-import shlex
-import subprocess
+import signal
 import sys
-import time
 from pathlib import Path
 from types import SimpleNamespace
 
-import psutil
 import pytest
-from pictures import encoded, picture
-from stack import until
+from small_sweeps import STEPS, begun, config, encoded_latents, plan, save, summed, wish, wish_ldm, write_photos
 
-from infd import checkpoint, storage
-from infd.config import IngestConfig, LatentConfig, LatentRunConfig, LossConfig, ReconstructionConfig, RunConfig, flat
+from infd import checkpoint, lease, storage
+from infd.config import LatentRunConfig, ReconstructionConfig, RunConfig
 from infd.data import snapshot
-from infd.data.snapshot import write_dataset
 from infd.errors import CheckpointError, ConfigError, TrainingError
-from infd.models.autoencoder import Autoencoder
-from infd.presets import ldm_tiny, tiny
-from infra.services import s3_client
+from infd.presets import ldm_tiny
 from jobs import sweep as job
-from jobs import train_ae
-from pipelines import cluster, sweep, sweep_report, sweep_summary, sweep_trials, train
-from pipelines.encode_latents import encode_latents
-from pipelines.sweep import Wish
-from pipelines.sweep_plan import Plan, SweepConfig
+from pipelines import sweep, sweep_report, sweep_summary, sweep_trials
+from pipelines.sweep_plan import Plan
 from pipelines.sweep_supply import Optuna
 from pipelines.sweep_table import Table
-
-STEPS = 20
-
-
-def config(**loop):
-    base = tiny()
-    loop = {"steps": STEPS, "log_every": 5, "checkpoint_every": 5, "validate_every": 10, "keep_every": 5, "validate_samples": 4,
-            "preview_every": 1000, "preview_photos": 1, "preview_px": 128, **loop}
-    return dataclasses.replace(base, crop=dataclasses.replace(base.crop, r_max=256), loss=LossConfig(lpips=0, gan=0),
-                               loop=dataclasses.replace(base.loop, **loop))
-
-
-def write_photos(dataset: str, *, val_fraction: float = 0.4) -> str:
-    write_dataset([(f"photo-{seed}.png", encoded(picture(300, 280, seed))) for seed in range(8)], dataset,
-                  IngestConfig(val_fraction=val_fraction))
-    return dataset
 
 
 @pytest.fixture(scope="module")
@@ -56,45 +30,10 @@ def dataset(tmp_path_factory) -> str:
     return write_photos(str(tmp_path_factory.mktemp("sweep") / "data"))
 
 
-def encoded_latents(dataset: str, autoencoder: str, out: str) -> str:
-    """Of an untrained `tiny`; here, without Ray."""
-    made = tiny()
-    weights = {f"autoencoder.{name}": value for name, value in Autoencoder(made.model).state_dict().items()}
-    checkpoint.save(autoencoder, model=weights, train_state={}, meta={
-        "stage": "autoencoder", "step": 1, "config": flat(made), "metrics": {}, "snapshot": "", "weights": {}})
-    return encode_latents(dataset, autoencoder, config=LatentConfig(), out=out, ray=False)
-
-
 @pytest.fixture(scope="module")
 def latents(dataset, tmp_path_factory) -> str:
     folder = tmp_path_factory.mktemp("latents")
     return encoded_latents(dataset, str(folder / "autoencoder"), str(folder / "made"))
-
-
-def wish_ldm(latents: str, *vary: str, uri: str = "", seeds=(0,), concurrent=0, **loop) -> Wish:
-    base = ldm_tiny()
-    return Wish(stage="ldm", preset="tiny", config=dataclasses.replace(base, loop=dataclasses.replace(base.loop, **loop)),
-                where=LatentRunConfig(latents=latents, device="cpu"), vary=vary, seeds=seeds, uri=uri, concurrent=concurrent)
-
-
-def wish(dataset: str, uri: str = "", *vary: str, seeds=(0, 1), concurrent=0, where=None, loop=None, **sweep_options) -> Wish:
-    return Wish(stage="ae", preset="tiny", config=config(**loop or {}), where=where or RunConfig(dataset=dataset, device="cpu"),
-                vary=vary or ("loss.quantizer=1e-6,1e-4",), seeds=seeds, uri=uri, concurrent=concurrent,
-                sweep=SweepConfig(**sweep_options))
-
-
-def plan(uri: str, *vary: str, seeds=(0, 1), **sweep_options) -> Plan:
-    return Plan(uri=uri, stage="ae", preset="tiny", config=config(), vary=vary or ("loss.l1=1,2",), seeds=seeds,
-                sweep=SweepConfig(**sweep_options), snapshot="s3://b/data@1")
-
-
-def save(trial, *steps: int, loss: float, best: int | None = None) -> None:
-    """Checkpoints as training leaves them; validation gets better with every step."""
-    for step in steps:
-        meta = {"step": step, "config": flat(trial.config), "metrics": {"val/loss": loss - step / 1000, "train/loss": 1.0}}
-        checkpoint.save(checkpoint.step_uri(trial.run, step), model={}, train_state={}, meta=meta)
-        checkpoint.point(trial.run, "last", step)
-    checkpoint.point(trial.run, "best", best or steps[-1])
 
 
 # ---------------------------------------------------------------- before it starts
@@ -178,6 +117,92 @@ def test_show_prints_the_command_of_a_trial_and_names_those_there_are(dataset, t
     assert "show=4: no such trial" in capsys.readouterr().err
 
 
+def test_another_metric_ranks_a_sweep_that_is_there_and_trains_nothing(dataset, tmp_path, monkeypatch):
+    asked = wish(dataset, str(tmp_path / "sweep"), "loss.quantizer=1,2", seeds=(0,))
+    made = sweep.opened(sweep.planned(asked)[0])
+    for trial, loss, psnr in zip(made.listed(), (0.1, 0.2), (20.0, 22.0), strict=True):
+        begun(trial, **{"val/loss": loss, "val/psnr": psnr})
+    monkeypatch.setattr(sweep, "run_trials", lambda *_: pytest.fail("a trial was trained"))
+    by_loss = sweep.run_sweep(asked)
+    by_psnr = sweep.run_sweep(wish(dataset, made.uri, "loss.quantizer=1,2", seeds=(0,), metric="val/psnr"))
+    assert by_loss.best_trial.trial.number == 0 and by_psnr.best_trial.trial.number == 1
+    assert json.loads((tmp_path / "sweep" / "sweep.json").read_text())["metric"] == "val/psnr"
+
+
+def test_law_the_metric_is_part_of_what_a_sweep_is_where_it_steers_it(dataset, tmp_path):
+    def address(**options) -> str:
+        return sweep.planned(wish(dataset, "", "loss.quantizer=1,2", **options))[0].uri
+
+    assert address() == address(metric="val/psnr", mode="max") == address(metric="eval/psnr.256")
+    assert address(scheduler="asha") != address(scheduler="asha", metric="val/psnr")
+    uri = str(tmp_path / "sweep")
+    sweep.opened(sweep.planned(wish(dataset, uri, scheduler="asha"))[0])
+    with pytest.raises(CheckpointError, match="metric was val/loss and is val/psnr"):
+        sweep.run_sweep(wish(dataset, uri, scheduler="asha", metric="val/psnr"))
+
+
+# ---------------------------------------------------------------- asked to stop
+
+
+def as_ray(*_: object) -> None:
+    """What Ray does with SIGTERM when it connects."""
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(number))
+
+
+@pytest.mark.parametrize(("number", "code", "said"), [
+    (signal.SIGTERM, 143, "asked to stop; its trials keep their checkpoints; the same command goes on"),
+    (signal.SIGINT, 130, "stopped; the same command goes on: trials that are over stay")])
+@pytest.mark.parametrize("moment", ["connecting", "training", "reporting"])
+def test_job_that_is_asked_to_stop_gives_its_lease_back_and_says_what_to_do(
+        dataset, tmp_path, monkeypatch, capsys, number, code, said, moment):
+    monkeypatch.setattr(job.logs, "to_stderr", lambda: None)
+    before, cleaned = signal.getsignal(signal.SIGTERM), []
+
+    def trials(plan, wish, fates, listen) -> None:
+        assert Path(plan.uri, "driver.json").exists()
+        if moment != "connecting":
+            as_ray()
+            listen()
+        if moment == "reporting":
+            return
+        try:
+            signal.raise_signal(number)
+        finally:
+            if number == signal.SIGTERM:                                # launchers send several
+                signal.raise_signal(number)
+            cleaned.append(moment)
+
+    def reported(found):
+        signal.raise_signal(number)
+
+    monkeypatch.setattr(sweep, "run_trials", trials)
+    monkeypatch.setattr(sweep, "reported", reported)
+    uri = str(tmp_path / "sweep")
+    assert job.main(["ae", "tiny", "--dataset", dataset, "--sweep", uri, "--loss.lpips", "0"]) == code
+    assert said in capsys.readouterr().err and signal.getsignal(signal.SIGTERM) is before
+    assert Path(uri, "plan.json").exists() and not Path(uri, "driver.json").exists()
+    assert cleaned == [moment] * (moment != "reporting")
+
+
+def test_job_takes_sigterm_as_ray_has_it_while_it_connects(dataset, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(job.logs, "to_stderr", lambda: None)
+    monkeypatch.setattr(sweep, "run_trials", lambda *_: (as_ray(), signal.raise_signal(signal.SIGTERM)))
+    words = ["ae", "tiny", "--dataset", dataset, "--sweep", str(tmp_path / "sweep"), "--loss.lpips", "0"]
+    assert job.main(words) == 143 and "asked to stop" in capsys.readouterr().err
+
+
+def test_the_lease_of_a_dead_driver_is_removed_and_nobody_elses(tmp_path):
+    first, second = plan(str(tmp_path), seeds=(0,)).listed()
+    for trial in (first, second):
+        with lease.held(f"{trial.run}/driver.json", what="run"):
+            content = storage.read_bytes(f"{trial.run}/driver.json")
+        storage.put_atomic(f"{trial.run}/driver.json", content)          # as a driver that was killed leaves it
+    sweep_trials.release(first, sweep_trials.holder())
+    sweep_trials.release(second, "process 1 on another machine")
+    assert [storage.exists(f"{trial.run}/driver.json") for trial in (first, second)] == [False, True]
+    sweep_trials.release(first, sweep_trials.holder())                  # nothing there
+
+
 @pytest.mark.parametrize(("workers", "cpus", "wished", "expected"), [
     (1, 2.0, 0, 2), (1, 8.0, 3, 3), (2, 7.0, 0, 3), (4, 4.0, 1, 1)])
 def test_as_many_trials_run_at_once_as_have_room(workers, cpus, wished, expected):
@@ -199,7 +224,7 @@ def test_gpus_bound_how_many_trials_run_at_once(monkeypatch):
 
 
 def test_the_folder_of_a_trial_tells_its_fate(tmp_path):
-    trials = plan(str(tmp_path), "loss.l1=1,2,3", seeds=(0, 1)).listed()
+    trials = plan(str(tmp_path), "loss.quantizer=1,2,3", seeds=(0, 1)).listed()
     save(trials[0], 10, STEPS, loss=0.5, best=10)
     save(trials[1], 10, loss=0.5)
     sweep_trials.end(trials[1], "stopped")
@@ -251,13 +276,6 @@ def test_error_a_metric_that_is_never_made_ends_its_trial_at_the_first_chance():
 # ---------------------------------------------------------------- the summary
 
 
-def summed(made: Plan, figures: list[float | None], states: list[str] | None = None) -> sweep_summary.Summary:
-    fates = [sweep_trials.Fate(trial=trial, state=state, step=STEPS if state == "finished" else 5, figure=figure, last=figure,
-                               checkpoint=f"{trial.run}/checkpoints/step-1", error="a | b" if state == "failed" else "")
-             for trial, figure, state in zip(made.listed(), figures, states or ["finished"] * len(figures), strict=True)]
-    return sweep_summary.summary(made, fates)
-
-
 def test_the_summary_has_mean_and_spread_over_seeds_and_the_best(tmp_path):
     found = summed(plan(str(tmp_path)), [0.2, 0.4, 0.1, 0.7])
     assert [point.mean for point in found.points] == pytest.approx([0.3, 0.4])
@@ -265,9 +283,9 @@ def test_the_summary_has_mean_and_spread_over_seeds_and_the_best(tmp_path):
     assert found.best_point is found.points[0] and found.best_trial.trial.number == 2
     uri = sweep_summary.write(found)
     told = json.loads(Path(uri).read_text())
-    assert told["best_point"] == 0 and told["best_trial"] == 2 and told["trials"][3]["values"] == {"loss.l1": 2.0}
+    assert told["best_point"] == 0 and told["best_trial"] == 2 and told["trials"][3]["values"] == {"loss.quantizer": 2.0}
     assert told["points"][1] | {"mean": 0, "spread": 0} == {
-        "point": 1, "values": {"loss.l1": 2.0}, "trials": [2, 3], "counted": 2, "least": 0.1, "most": 0.7, "mean": 0,
+        "point": 1, "values": {"loss.quantizer": 2.0}, "trials": [2, 3], "counted": 2, "least": 0.1, "most": 0.7, "mean": 0,
         "spread": 0}
     assert all(told["trials"][number]["run"].endswith(f"trials/00{number}") for number in range(4))
     text = sweep_summary.text(found)
@@ -286,11 +304,11 @@ def test_trials_that_were_ended_early_do_not_win_against_whole_ones(tmp_path):
     assert [point.counted for point in failed.points] == [1, 0] and failed.points[0].spread is None
     assert [fate.trial.number for fate in failed.failed] == [1, 2] and [f.trial.number for f in failed.unfinished] == [3]
     page = sweep_summary.markdown(failed)
-    assert "- trial 001: a \\| b" in page and "| 002 | failed | 5/20 | - | - | 0 | loss.l1=2 |" in page
+    assert "- trial 001: a \\| b" in page and "| 002 | failed | 5/20 | - | - | 0 | loss.quantizer=2 |" in page
 
 
 def test_the_live_table_fits_its_terminal_and_keeps_what_runs(tmp_path):
-    made = plan(str(tmp_path), "loss.l1=1,2,3,4,5,6,7,8")
+    made = plan(str(tmp_path), "loss.quantizer=1,2,3,4,5,6,7,8")
     trials = made.listed()
     table = Table([], metric="val/loss", total=made.count)
     for trial in trials[:12]:
@@ -342,22 +360,11 @@ def test_the_live_table_is_drawn_over_itself_and_leaves_lines_of_the_log_above(t
         table.ends(sweep_trials.Fate(trial=trials[0], state="finished", step=STEPS, figure=0.25))
         table.show({})
     assert terminal.lines[0] == "a server fails" and len(terminal.lines) == 6 and not terminal.lines[-1]
-    assert re.match(r"000 +finished +20/20 +- +0.25 +loss.l1=1 seed=0", terminal.lines[2])
+    assert re.match(r"000 +finished +20/20 +- +0.25 +loss.quantizer=1 seed=0", terminal.lines[2])
     assert terminal.lines[4] == "1 running, 1 finished, 2 to come"
 
 
 # ---------------------------------------------------------------- the report
-
-
-def begun(trial, **figures: float) -> None:
-    """A trial that has ended, with the figures of its last step."""
-    metrics = {"val/loss": 1.0, "train/loss": 1.0, **figures}
-    checkpoint.save(checkpoint.step_uri(trial.run, trial.steps), model={}, train_state={}, meta={
-        "step": trial.steps, "config": flat(trial.config), "metrics": metrics})
-    for pointer in checkpoint.POINTERS:
-        checkpoint.point(trial.run, pointer, trial.steps)
-    record = {"preset": "tiny", "config": flat(trial.config), "snapshot": "s3://b/data@1"}
-    storage.put_atomic(f"{trial.run}/run.json", json.dumps(record).encode())
 
 
 def test_the_report_shows_the_trials_side_by_side_with_mean_and_spread(tmp_path):
@@ -382,13 +389,14 @@ def test_the_report_shows_the_trials_side_by_side_with_mean_and_spread(tmp_path)
 
 def test_the_report_says_what_did_not_come_to_its_end_and_how_sure_it_is(tmp_path):
     found = summed(plan(str(tmp_path), seeds=(0,)), [0.5, 0.4])
-    assert sweep_report.verdict(found)[0] == ("l1=2 is best: val/loss 0.4 (1 seed), against 0.5 (1 seed) of l1=1; with one "
-                                              "seed the difference may be chance.")
+    assert sweep_report.verdict(found)[0] == (
+        "quantizer=2 is best: val/loss 0.4 (1 seed), against 0.5 (1 seed) of quantizer=1; with one seed the difference may be "
+        "chance.")
     sure = summed(plan(str(tmp_path)), [0.51, 0.5, 0.21, 0.2])
-    assert sweep_report.verdict(sure)[0].endswith("(2 seeds) of l1=1.")
+    assert sweep_report.verdict(sure)[0].endswith("(2 seeds) of quantizer=1.")
     found = summed(plan(str(tmp_path)), [0.5, None, 0.1, 0.1], ["finished", "failed", "stopped", "stopped"])
     assert sweep_report.verdict(found)[-2:] == ["2 of 4 trials were ended early; their figures are of fewer steps.",
-                                                "Trial 001 (l1=1, seed 1) failed: a | b"]
+                                                "Trial 001 (quantizer=1, seed 1) failed: a | b"]
     made = plan(str(tmp_path), "model.quantizer=kl", "loss.quantizer=1e-6,1e-5", "loss.gan=0")
     assert sweep_report.short(made.listed()[2].values, made) == "model.quantizer=kl loss.quantizer=1e-05 gan=0"
 
@@ -461,14 +469,14 @@ ROWS = [(0, 10, 0.5), (1, 10, 0.4), (0, 20, 0.3), (1, 20, 0.2), (2, 10, 0.6), (3
 
 
 def test_asha_ends_what_is_worse_than_most_and_nothing_at_its_last_step(tmp_path):
-    made = plan(str(tmp_path), "loss.l1=1,2,3", scheduler="asha", reduction=2)
+    made = plan(str(tmp_path), "loss.quantizer=1,2,3", scheduler="asha", reduction=2)
     said = decisions(made, ROWS)
     assert said[:5] == ["CONTINUE", "CONTINUE", "CONTINUE", "CONTINUE", "STOP"]
     assert said[5:] == ["STOP", "CONTINUE", "CONTINUE"]
 
 
 def test_law_asha_goes_on_with_the_rungs_it_had(tmp_path):
-    made = plan(str(tmp_path), "loss.l1=1,2,3", scheduler="asha", reduction=2)
+    made = plan(str(tmp_path), "loss.quantizer=1,2,3", scheduler="asha", reduction=2)
     whole, trials = decisions(made, ROWS), made.listed()
     for number, step, value in ROWS[:5]:
         sweep_trials.remember(trials[number], step, value)
@@ -476,160 +484,3 @@ def test_law_asha_goes_on_with_the_rungs_it_had(tmp_path):
         save(trials[number], STEPS, loss=0.5)
     sweep_trials.end(trials[2], "stopped")
     assert decisions(made, ROWS, from_row=5) == whole[5:]
-
-
-# ---------------------------------------------------------------- on Ray
-
-
-def processes(stack, *names: str) -> list[psutil.Process]:
-    """Those of this stack's Ray whose title has one of `names`."""
-    from infra.processes import MARKER
-
-    mark = psutil.Process(stack.services["ray"].pid).environ()[MARKER]
-    found = []
-    for process in psutil.process_iter(["cmdline"]):
-        try:
-            if any(name in " ".join(process.info["cmdline"] or []) for name in names) and process.environ().get(MARKER) == mark:
-                found.append(process)
-        except psutil.Error:
-            continue
-    return found
-
-
-TRAINING = ("ray::RayTrainWorker", "ray::TrainController", "ray::ImplicitFunc", "ray::trial_function", "ray::Board")
-
-
-def command(dataset: str, uri: str, values: str) -> list[str]:
-    loop = {"steps": STEPS, "log-every": 5, "checkpoint-every": 5, "validate-every": 10, "keep-every": 5, "validate-samples": 4,
-            "preview-every": 1000, "preview-photos": 1, "preview-px": 128}
-    return ["python", "jobs/sweep.py", "ae", "tiny", "--dataset", dataset, "--sweep", uri, "--device", "cpu",
-            "--seeds", "0", "1", "--vary", f"loss.quantizer={values}", "--loss.lpips", "0", "--loss.gan", "0",
-            "--crop.r-max", "256",
-            *(word for name, value in loop.items() for word in (f"--loop.{name}", str(value)))]
-
-
-def written(stack, uri: str) -> dict[str, object]:
-    """Time of the last write of every object below `uri`, but for leases and what Ray keeps."""
-    bucket, _, prefix = uri.removeprefix("s3://").partition("/")
-    pages = s3_client(stack.env).get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=f"{prefix}/")
-    entries = [entry for page in pages for entry in page.get("Contents", [])]
-    return {entry["Key"].removeprefix(f"{prefix}/"): entry["LastModified"] for entry in entries
-            if "/ray/" not in entry["Key"] and not entry["Key"].endswith("driver.json")}
-
-
-def last(uri: str, number: int) -> int:
-    """The newest step of a trial."""
-    return checkpoint.pointed(f"{uri}/trials/{number:03d}", "last") or 0
-
-
-@pytest.mark.long
-@pytest.mark.parametrize(("values", "concurrent", "count"), [("1e-6", "1", 2), ("1e-6,1e-4", "0", 4)])
-def test_job_a_killed_sweep_goes_on_and_ends_in_a_table(stack, bucket, capfd, caplog, monkeypatch, values, concurrent, count):
-    """Two seeds. The driver alone is killed, when a trial is over and another is on its way: all ends with it."""
-    monkeypatch.setattr(job.logs, "to_stderr", lambda: caplog.set_level(logging.INFO))
-    dataset, uri = write_photos(f"{bucket}/data"), f"{bucket}/sweep"
-    words = [*command(dataset, uri, values), "--concurrent", concurrent]
-    driver = subprocess.Popen([sys.executable, "-m", "jobs.sweep", *words[2:]])
-
-    def midway() -> bool:
-        time.sleep(0.5)                                              # the cores are for the trials
-        steps = [last(uri, number) for number in range(count)]
-        assert driver.poll() is None, "it has ended"
-        return STEPS in steps and any(0 < step <= STEPS // 2 for step in steps)
-
-    until(midway, limit_s=400)
-    driver.kill()
-    driver.wait()
-    until(lambda: not processes(stack, *TRAINING))
-    for lease in [info.uri for info in storage.list_objects(uri) if info.uri.endswith("/driver.json")]:
-        storage.delete(lease)                                        # stale; to wait for that is tested with leases
-    before = written(stack, uri)
-    steps = {number: last(uri, number) for number in range(count)}
-    assert not storage.exists(f"{uri}/sweep.json") and any(0 < step < STEPS for step in steps.values())
-
-    capfd.readouterr()
-    assert job.main(words[2:]) == 0
-    out, log = capfd.readouterr().out, caplog.text
-    assert re.search(r"loss.quantizer +seeds +mean val/loss +spread", out) and "best trial" in out
-    assert f"report {uri}/report/report.html" in out and " ± " in storage.read_bytes(f"{uri}/report/report.html").decode()
-    told = json.loads(storage.read_bytes(f"{uri}/sweep.json"))
-    assert [trial["state"] for trial in told["trials"]] == ["finished"] * count
-    assert [point["counted"] for point in told["points"]] == [2] * (count // 2)
-    assert all(point["spread"] > 0 for point in told["points"])
-    after = written(stack, uri)
-    for number, step in steps.items():
-        kept = [key for key in before if re.match(rf"trials/{number:03d}/checkpoints/step-", key)
-                and key.endswith("complete.json") and int(re.findall(r"step-(\d+)", key)[0]) <= step]
-        assert len(kept) == step // 5 and all(after[key] == before[key] for key in kept)        # none was trained again
-        if step == STEPS:
-            assert not re.search(rf"trial {number:03d} .*: started", log)
-        elif step:
-            assert re.search(rf"trial {number:03d} .*: started, going on from step {step}", log)
-    assert_nested(uri, count)
-    assert_nothing_is_left_to_do(uri, words, capfd)
-
-
-def assert_nested(uri: str, count: int) -> None:
-    """One MLflow run of the sweep, finished, and below it one of each trial."""
-    from mlflow.tracking import MlflowClient
-
-    client = MlflowClient()
-    parent = client.get_run(json.loads(storage.read_bytes(f"{uri}/mlflow.json"))["run_id"])
-    children = client.search_runs([parent.info.experiment_id], f"tags.mlflow.parentRunId = '{parent.info.run_id}'")
-    assert {file.path for file in client.list_artifacts(parent.info.run_id)} == {"report.html", "sweep.md"}
-    assert parent.data.tags["best_point"].startswith("loss.quantizer=") and parent.data.metrics["val/loss.spread"] > 0
-    assert parent.info.status == "FINISHED" and {child.info.status for child in children} == {"FINISHED"}
-    assert sorted(child.info.run_name for child in children) == [f"sweep-00{number}" for number in range(count)]
-    assert {child.data.params["loop.seed"] for child in children} == {"0", "1"}
-
-
-def assert_nothing_is_left_to_do(uri: str, words: list[str], capfd) -> None:
-    """The same command once more needs no cluster; the command of a trial, run as printed, finds its run finished."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(cluster, "connect", lambda *_, **__: pytest.fail("a cluster was asked for"))
-        patch.setattr(sweep, "connect", lambda *_, **__: pytest.fail("a cluster was asked for"))
-        patch.setattr(train_ae.logs, "to_stderr", lambda: None)
-        assert job.main(words[2:]) == 0
-        capfd.readouterr()
-        assert job.main([*words[2:], "--show", "1"]) == 0
-        by_hand = shlex.split(capfd.readouterr().out)
-        assert by_hand[:2] == ["python", "jobs/train_ae.py"] and train_ae.main(by_hand[2:]) == 0
-    assert capfd.readouterr().out.strip() == checkpoint.step_uri(f"{uri}/trials/001", STEPS)
-
-
-@pytest.mark.slow
-def test_a_trial_that_fails_and_one_that_is_ended_early_leave_nothing(stack, bucket):
-    """One has ended well before; a rate at which nothing is learned, which ASHA ends; one that is not finite."""
-    import ray
-
-    dataset, uri = write_photos(f"{bucket}/data"), f"{bucket}/sweep"
-    asked = wish(dataset, uri, "optimizer.lr=2e-3,1e-12,1e30", seeds=(0,), scheduler="asha", reduction=2,
-                 loop={"steps": 40, "checkpoint_every": 10})
-    good = sweep.planned(asked)[0].listed()[0]
-    begun(good, **{"val/loss": 0.01})
-    sweep_trials.remember(good, 10, 0.02)
-    with cluster.connect(env=train.worker_env()):
-        found = sweep.run_sweep(asked)
-        until(lambda: not processes(stack, *TRAINING))
-        until(lambda: ray.available_resources().get("CPU") == ray.cluster_resources()["CPU"])
-    assert [fate.state for fate in found.fates] == ["finished", "stopped", "failed"]
-    assert 10 <= found.fates[1].step < 40 and "a loss or a weight is not finite" in found.fates[2].error
-    assert "a loss or a weight is not finite" in sweep_summary.text(found) and found.best_trial.trial.number == 0
-    assert sweep_trials.history(found.fates[1].trial)[0][0] == 10
-    assert not [info.uri for info in storage.list_objects(f"{uri}/ray")]
-
-
-@pytest.mark.slow
-@pytest.mark.long
-def test_a_sweep_of_stage_two_on_ray(stack, bucket):
-    dataset, uri = write_photos(f"{bucket}/data"), f"{bucket}/sweep"
-    latents = encoded_latents(dataset, f"{bucket}/autoencoder", f"{bucket}/latents")
-    asked = wish_ldm(latents, "diffusion.objective=eps,flow", uri=uri, seeds=(0, 1), steps=8, log_every=2, checkpoint_every=4,
-                     validate_every=4, validate_samples=4, preview_every=1000)
-    with cluster.connect(env=train.worker_env()):
-        found = sweep.run_sweep(asked)
-    assert [fate.state for fate in found.fates] == ["finished"] * 4 and all(point.spread for point in found.points)
-    trained = checkpoint.load(found.fates[3].checkpoint)
-    assert trained.meta["config"]["diffusion.objective"] == "flow" and trained.meta["latents"]["address"] == latents
-    page = storage.read_bytes(found.page).decode()
-    assert "diffusion.objective" in page
