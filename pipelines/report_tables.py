@@ -206,13 +206,14 @@ def figures(row: Row) -> Iterator[tuple[Result, Metric]]:
 def validation(row: Row) -> list[Result]:
     """What training found of the run's best checkpoint, where that is the one judged, in the form of a result.
 
-    Only runs of one snapshot, with the same crops and losses, share the condition.
+    Only runs of one snapshot, with the same crops and losses, share the condition; of stage two those of the same latents.
     """
     if row.run is None or row.run.best is None or row.step != row.run.best.step:
         return []
     metrics, config = row.run.best.meta["metrics"], row.run.record["config"]
-    snapshot = row.run.record["snapshot"]
-    truth = {"uri": snapshot, "split": "val", "fingerprint": snapshot}
+    snapshot, latents = row.run.record["snapshot"], row.run.record["latents"]
+    truth = {"uri": latents["address"] if latents else snapshot, "split": "val",
+             "fingerprint": latents["sha256"] if latents else snapshot}
     return [Result(protocol="validation", choices=validated_with(config, name), sources=(truth, truth),
                    metrics=(Metric(name=name, value=float(metrics[name]), values=(float(metrics[name]),), better=better),),
                    counts={"crops": int(config.get("loop.validate_samples", 0))})
@@ -268,7 +269,7 @@ def over_seeds(table: Table) -> list[Pooled]:
         if row.run is not None:
             settings = {name: value for name, value in numbers_of(row.run.record["config"]).items() if name != "loop.seed"}
             ways = [drawn(result.sources[-1]) for result in row.results[:1]]
-            about = [row.preset, row.run.record["snapshot"], settings, ways]
+            about = [row.preset, row.run.record["snapshot"], row.run.record["latents"], settings, ways]
             groups.setdefault(json.dumps(about, sort_keys=True), []).append(index)
     made = []
     for members in groups.values():

@@ -92,7 +92,8 @@ def record_of(run: str) -> dict[str, Any]:
                               "jobs/runs.py list DATASET names them")
     try:
         record = json.loads(storage.read_bytes(uri))
-        return {name: record[name] for name in ("preset", "config", "snapshot")} | {"start": record.get("start")}
+        return ({name: record[name] for name in ("preset", "config", "snapshot")}
+                | {name: record.get(name) for name in ("start", "latents")})
     except (ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"run {run}: run.json is not what jobs/train_ae.py writes; expected preset, config and snapshot; "
                               "restore it from a copy") from error

@@ -168,7 +168,8 @@ def result(*metrics: Metric, counts: int = 100, **choices: object) -> Result:
 
 
 def row(name: str, *results: Result, preset: str = "") -> Row:
-    facts = Facts(uri=name, record={"preset": preset, "config": {}, "snapshot": ""}, state="finished", steps=1, checkpoints=[],
+    record = {"preset": preset, "config": {}, "snapshot": "", "latents": None}
+    facts = Facts(uri=name, record=record, state="finished", steps=1, checkpoints=[],
                   last=None, best=None, preview="", mlflow_run="") if preset else None
     return Row(name=name, address=name, run=facts, results=results, folders=tuple("" for _ in results))
 

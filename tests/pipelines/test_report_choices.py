@@ -14,6 +14,7 @@ from evaluation.checkpoints import autoencoder_checkpoint
 from evaluation.folders import folder
 from PIL import Image
 
+from infd.checkpoint import Checkpoint
 from infd.evaluation import evaluate as library
 from infd.evaluation import protocols
 from infd.evaluation.crops import RandomScales, WholeImages
@@ -27,7 +28,7 @@ from pipelines.report import report
 from pipelines.report_choices import choices_text, conditions, lines_of
 from pipelines.report_departures import MARK, departures, sentences
 from pipelines.report_rows import drawing, named, read_rows
-from pipelines.report_tables import Row, condition_of, table_of
+from pipelines.report_tables import Row, condition_of, table_of, validation
 from pipelines.report_text import cautions, markdown, numbers
 from pipelines.report_tracking import metrics_of, results_of, tags_of
 from pipelines.report_verdict import verdict
@@ -53,8 +54,9 @@ def result(*metrics: Metric, judged: dict[str, Any] = FILES, versions: str = "0.
 
 
 def row(name: str, *results: Result, preset: str = "", step: int | None = None, config: dict[str, Any] | None = None) -> Row:
-    facts = Facts(uri=name, record={"preset": preset, "config": config or {}, "snapshot": ""}, state="finished", steps=1,
-                  checkpoints=[], last=None, best=None, preview="", mlflow_run="m") if preset else None
+    record = {"preset": preset, "config": config or {}, "snapshot": "", "latents": None}
+    facts = Facts(uri=name, record=record, state="finished", steps=1, checkpoints=[], last=None, best=None, preview="",
+                  mlflow_run="m") if preset else None
     return Row(name=name, address=name, run=facts, results=results, step=step,
                folders=tuple(f"{name}/{k}" for k in range(len(results))))
 
@@ -63,6 +65,19 @@ def put(root: Path, **results: Result) -> str:
     for name, one in results.items():
         one.write(str(root / name / "result.json"))
     return str(root)
+
+
+def test_law_validation_on_other_latents_is_another_condition():
+    """Of one snapshot and one config: what an autoencoder makes of the photographs decides what the loss is of."""
+    def judged(latents: dict[str, str] | None) -> str:
+        best = Checkpoint(uri="", meta={"step": 3, "metrics": {"val/loss": 0.5}}, files={})
+        facts = Facts(uri="r", record={"preset": "tiny", "config": {}, "snapshot": "s@1", "latents": latents}, state="finished",
+                      steps=3, checkpoints=[3], last=best, best=best, preview="", mlflow_run="")
+        [found] = validation(Row(name="r", address="r", run=facts, step=3))
+        return condition_of(found)
+
+    one, same, other = (judged({"address": address, "sha256": sha256}) for address, sha256 in ("a1", "b1", "a2"))
+    assert one == same and len({one, other, judged(None)}) == 3
 
 
 # ---------------------------------------------------------------- whose content
