@@ -319,7 +319,7 @@ class LoopConfig:
             require(getattr(self, name) >= 1, f"loop.{name}", getattr(self, name), "must be at least 1")
         require(self.preview_px >= 16, "loop.preview_px", self.preview_px, "must be at least 16")
         require(self.validate_every % self.checkpoint_every == 0, "loop.validate_every", self.validate_every,
-                f"must be a multiple of checkpoint_every={self.checkpoint_every}, so that the best step has a checkpoint")
+                f"must be a multiple of checkpoint_every={self.checkpoint_every}, so that the best one is kept; set both")
 
 
 @dataclass(frozen=True, kw_only=True)

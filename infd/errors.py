@@ -84,8 +84,10 @@ class TrainingError(InfdError):
 class Interrupted(InfdError):
     """Training was asked to stop, and has saved."""
 
-    exit_code = 143
-    """As a process that SIGTERM ended: schedulers and Ray start it again."""
+    def __init__(self, message: str, *, exit_code: int = 143) -> None:
+        """`exit_code`: as of a process that the signal ended, SIGTERM unless told: schedulers and Ray start that again."""
+        super().__init__(message)
+        self.exit_code = exit_code
 
 
 class StackError(InfdError):

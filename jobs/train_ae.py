@@ -14,7 +14,7 @@ import tyro
 
 from infd.config import AutoencoderTrainingConfig, RunConfig
 from infd.errors import InfdError
-from infd.presets import AUTOENCODER, from_file
+from infd.presets import AUTOENCODER, from_file, require_known
 from pipelines import logs
 
 
@@ -37,6 +37,7 @@ def main(argv: list[str] | None = None) -> int:
         if argv and argv[0].endswith(".json"):
             name, config = from_file(argv[0], AUTOENCODER)
             made[argv[0]] = ("A preset of your own.", TrainAutoencoder(preset=name, config=config))
+        require_known(argv, made)
         args = tyro.extras.overridable_config_cli(made, args=argv, description=__doc__)
         logs.to_stderr()
         if args.dry_run:
@@ -48,6 +49,9 @@ def main(argv: list[str] | None = None) -> int:
     except InfdError as error:
         print(f"train_ae: {error}", file=sys.stderr)
         return error.exit_code
+    except KeyboardInterrupt:
+        print("train_ae: stopped; the same command goes on from the last checkpoint", file=sys.stderr)
+        return 130
     return 0
 
 

@@ -14,7 +14,7 @@ import tyro
 
 from infd.config import DiffusionTrainingConfig, LatentRunConfig
 from infd.errors import InfdError
-from infd.presets import DIFFUSION, from_file
+from infd.presets import DIFFUSION, from_file, require_known
 from pipelines import logs
 
 
@@ -39,6 +39,7 @@ def main(argv: list[str] | None = None) -> int:
         if argv and argv[0].endswith(".json"):
             name, config = from_file(argv[0], DIFFUSION)
             made[argv[0]] = ("A preset of your own.", TrainDiffusion(preset=name, config=config))
+        require_known(argv, made)
         args = tyro.extras.overridable_config_cli(made, args=argv, description=__doc__)
         logs.to_stderr()
         if args.dry_run:
@@ -50,6 +51,9 @@ def main(argv: list[str] | None = None) -> int:
     except InfdError as error:
         print(f"train_ldm: {error}", file=sys.stderr)
         return error.exit_code
+    except KeyboardInterrupt:
+        print("train_ldm: stopped; the same command goes on from the last checkpoint", file=sys.stderr)
+        return 130
     return 0
 
 

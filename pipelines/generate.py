@@ -23,6 +23,7 @@ from infd import checkpoint, errors, storage
 from infd.compat import plain_float32
 from infd.config import SampleConfig, flat, require, unflat
 from infd.errors import ConfigError, InfdError, PreconditionFailed
+from infd.generation.load import denoiser_config
 from infd.generation.model import Model, load_model
 from infd.generation.reconstruct import PANEL, Panel, sheet, to_image
 from infd.generation.registry import resolve
@@ -104,6 +105,7 @@ def generate(
     out = storage.absolute(out)
     config = replace(config, context=storage.absolute(config.context) if config.context else "")
     found = checkpoint.load(address_of(uri))
+    denoiser_config(found)                                             # of stage two, before any worker starts
     record = {"checkpoint": found.uri, "sha256": found.files[checkpoint.MODEL]["sha256"], "config": flat(config),
               "zoom": list(zoom) if zoom else None}
     claim(out, record)

@@ -401,8 +401,9 @@ def require_photos(plan: Plan, outcome: Outcome) -> None:
                            "ingest it into another dataset")
     if not outcome.entries:
         why = ", ".join(f"{reason} {count}" for reason, count in tally(outcome.rejects).items())
-        raise DatasetError(f"{plan.source}: none of {plan.listed} files became a photo ({why}); see "
-                           f"{plan.uri('rejects.parquet')}")
+        raise DatasetError(f"{plan.source}: none of {plan.listed} files became a photo ({why}); expected JPEG, PNG, WebP, "
+                           f"TIFF, AVIF or HEIC of photographs; {plan.uri('rejects.parquet')} tells why each was left out; "
+                           "check the source")
 
 
 # ---------------------------------------------------------------- small tables

@@ -3,7 +3,7 @@
 import logging
 import sys
 
-NOISY = ("botocore", "ray.data", "alembic", "mlflow.system_metrics")
+NOISY = ("botocore", "ray.data", "alembic", "mlflow.system_metrics", "pyvips")
 
 
 def to_stderr() -> None:

@@ -210,7 +210,7 @@ def validation(row: Row) -> list[Result]:
     """
     if row.run is None or row.run.best is None or row.step != row.run.best.step:
         return []
-    metrics, config = row.run.best.meta["metrics"], row.run.record["config"]
+    metrics, config = row.run.best.meta["metrics"], config_of(row.run)
     snapshot, latents = row.run.record["snapshot"], row.run.record["latents"]
     truth = {"uri": latents["address"] if latents else snapshot, "split": "val",
              "fingerprint": latents["sha256"] if latents else snapshot}
@@ -267,14 +267,14 @@ def over_seeds(table: Table) -> list[Pooled]:
     groups: dict[str, list[int]] = {}
     for index, row in enumerate(table.rows):
         if row.run is not None:
-            settings = {name: value for name, value in numbers_of(row.run.record["config"]).items() if name != "loop.seed"}
+            settings = {name: value for name, value in numbers_of(config_of(row.run)).items() if name != "loop.seed"}
             ways = [drawn(result.sources[-1]) for result in row.results[:1]]
             about = [row.preset, row.run.record["snapshot"], row.run.record["latents"], settings, ways]
             groups.setdefault(json.dumps(about, sort_keys=True), []).append(index)
     made = []
     for members in groups.values():
         runs = [run.uri for index in members if (run := table.rows[index].run)]
-        seeds = {run.record["config"].get("loop.seed") for index in members if (run := table.rows[index].run)}
+        seeds = {config_of(run).get("loop.seed") for index in members if (run := table.rows[index].run)}
         if len(runs) < 2 or len(set(runs)) < len(runs) or len(seeds) < len(runs):  # alone, one run twice, one seed twice
             continue
         columns = [[table.cells[index][k] for index in members] for k in range(len(table.columns))]
@@ -324,6 +324,12 @@ def row_condition(row: Row, metric: str) -> str:
     return next((condition_of(result) for result in validation(row) if result.metrics[0].name == metric), "")
 
 
+def config_of(run: Facts) -> dict[str, Any]:
+    """The flat config with which the best checkpoint was made; a run without one: that of its beginning. Steps, validation and
+    the like may change on the way."""
+    return run.best.meta["config"] if run.best else run.record["config"]
+
+
 def numbers_of(config: dict[str, Any]) -> dict[str, Any]:
     """The settings that change numbers, the number of steps among them: without those of logging and the machine."""
     return {name: value for name, value in config.items() if name == "loop.steps" or not name.startswith(OPERATIONAL)}
@@ -332,7 +338,7 @@ def numbers_of(config: dict[str, Any]) -> dict[str, Any]:
 def settings_rows(rows: Sequence[Row]) -> list[list[str]]:
     """A heading with the names of the runs, then a line for each setting in which they differ; [] where there is none."""
     runs = one_a_run(rows)
-    records = [numbers_of(row.run.record["config"]) for row in runs if row.run]
+    records = [numbers_of(config_of(row.run)) for row in runs if row.run]
     names = sorted({name for record in records for name in record
                     if any(record[name] != other.get(name) for other in records)})
     lines = [[name, *(str(record.get(name, "not set")) for record in records)] for name in names]

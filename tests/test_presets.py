@@ -12,7 +12,7 @@ from infd.data.order import Order
 from infd.data.snapshot import Manifest, open_dataset, write_dataset
 from infd.errors import ConfigError
 from infd.models.autoencoder import Autoencoder
-from infd.presets import AUTOENCODER, from_file, tiny
+from infd.presets import AUTOENCODER, from_file, require_known, tiny
 from infd.training.plan import describe, flops_of, model_flops
 
 PUBLISHED = {  # reference: supplement J.1, J.2 and the published configurations
@@ -111,3 +111,10 @@ def test_error_a_preset_that_is_not_right(tmp_path, text, message):
     path.write_text(text)
     with pytest.raises(ConfigError, match=f"{path}: .*{message}"):
         from_file(str(path), AUTOENCODER)
+
+
+def test_error_a_misspelt_preset_is_named():
+    with pytest.raises(ConfigError, match=r"tinny: no such preset; expected tiny, small, .*; did you mean tiny\?"):
+        require_known(["tinny", "--dataset", "x"], AUTOENCODER)
+    for words in ([], ["--help"], ["tiny"]):
+        require_known(words, AUTOENCODER)

@@ -1,4 +1,7 @@
-"""A wish that training stops: SIGTERM, as a spot machine, a scheduler or `kill` sends it. Training saves, then leaves."""
+"""A wish that training stops: SIGTERM, as a spot machine, a scheduler or `kill` sends it, or a first Ctrl+C in a terminal.
+
+Training saves, then leaves. A second Ctrl+C ends it at once.
+"""
 
 import contextlib
 import os
@@ -6,7 +9,8 @@ import signal
 import threading
 from collections.abc import Iterator
 
-_wished, _heeded = threading.Event(), threading.Event()
+_wished, _heeded, _typed = threading.Event(), threading.Event(), threading.Event()
+SAVING = b"stopping: this step is finished and saved; Ctrl+C again leaves at once\n"
 
 
 def listen() -> None:
@@ -30,14 +34,20 @@ def listen() -> None:
 
 
 def wished() -> bool:
-    """Whether SIGTERM has come inside `heeding`."""
+    """Whether a signal has come inside `heeding`."""
     return _wished.is_set()
+
+
+def exit_code() -> int:
+    """As a shell gives it for the signal of the wish: 130 after Ctrl+C, else 143."""
+    return 130 if _typed.is_set() else 143
 
 
 @contextlib.contextmanager
 def heeding() -> Iterator[None]:
     """Inside the block a process that listens takes SIGTERM as the wish."""
     _wished.clear()
+    _typed.clear()
     _heeded.set()
     try:
         yield
@@ -48,11 +58,22 @@ def heeding() -> Iterator[None]:
 
 @contextlib.contextmanager
 def listening() -> Iterator[None]:
-    """Listen and heed inside the block, in the main thread; afterwards all is as it was."""
-    before = signal.getsignal(signal.SIGTERM)
+    """Listen and heed inside the block, to a first Ctrl+C too, in the main thread; afterwards all is as it was."""
+    before, interrupt = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
+
+    def typed(number: int, frame: object) -> None:
+        if _wished.is_set() or not _heeded.is_set():
+            interrupt(number, frame)  # pyright: ignore
+        os.write(2, SAVING)                                 # a handler may not log: the thread it interrupts may hold the lock
+        _typed.set()
+        _wished.set()
+
     listen()
+    if callable(interrupt):                                 # a shell has programs in the background ignore it
+        signal.signal(signal.SIGINT, typed)
     try:
         with heeding():
             yield
     finally:
         signal.signal(signal.SIGTERM, before)
+        signal.signal(signal.SIGINT, interrupt)

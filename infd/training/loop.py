@@ -86,7 +86,8 @@ def train(
             if not due["checkpoint_every"]:
                 hooks.save(step, latest | window.fetch(hooks))
             world.any(False)                                       # no rank leaves while another one still writes
-            raise Interrupted(f"step {step}: asked to stop; the checkpoint is saved; the same command goes on from it")
+            raise Interrupted(f"step {step}: asked to stop; the checkpoint is saved; the same command goes on from it",
+                              exit_code=interruption.exit_code())
 
 
 class Window:

@@ -402,8 +402,19 @@ class RunHooks:
         if step not in checkpoint.steps(self.run.uri):
             return inf
         meta = checkpoint.load(checkpoint.step_uri(self.run.uri, step)).meta
+        if (before := self._judged_by(meta["config"])) != (now := self._judged_by(flat(self.run.config))):
+            if self.world.rank == 0:
+                names = ", ".join(f"{name} {before.get(name)} -> {now[name]}" for name in now if now[name] != before.get(name))
+                logger.warning("run %s: %s: step %d, the best so far, was judged otherwise; best is chosen anew from here on",
+                               self.run.uri, names, step)
+            return inf
         score = self._score(step, meta["metrics"], meta["config"])
         return inf if score == -inf else score
+
+    def _judged_by(self, config: dict[str, Any]) -> dict[str, Any]:
+        """What the score of a checkpoint depends on that may change on the way, of a flat config."""
+        heads = "evaluation." if self.work.evaluation is not None else "loop.validate_samples"
+        return {name: value for name, value in config.items() if name.startswith(heads) and name != "evaluation.every"}
 
     def _meta(self, step: int, metrics: Metrics) -> dict[str, object]:
         config, facts = self.run.config, self.work.facts()

@@ -18,13 +18,15 @@ SMALL = AutoencoderConfig(widths=(8, 16), blocks=1, mid_attention=False, z_dim=2
 CROP = dataclasses.replace(tiny().crop, lowres_px=32, patch_px=32, r_min=32, r_max=128)
 
 
-def autoencoder_checkpoint(uri: str | Path, *, seed: int = 0, metrics: dict[str, float] | None = None, step: int = 1) -> str:
-    """Of stage one; its encoder sees 32 x 32."""
+def autoencoder_checkpoint(uri: str | Path, *, seed: int = 0, metrics: dict[str, float] | None = None, step: int = 1,
+                           changes: dict[str, object] | None = None) -> str:
+    """Of stage one; its encoder sees 32 x 32. `changes`: fields of the config that it tells."""
     torch.manual_seed(seed)
     config = dataclasses.replace(tiny(), model=SMALL, crop=CROP)
     tensors = {f"autoencoder.{name}": value for name, value in Autoencoder(SMALL).state_dict().items()}
     checkpoint.save(str(uri), model=tensors, train_state={}, meta={
-        "stage": "autoencoder", "step": step, "config": flat(config), "metrics": metrics or {}, "snapshot": "", "weights": {}})
+        "stage": "autoencoder", "step": step, "config": flat(config) | (changes or {}), "metrics": metrics or {},
+        "snapshot": "", "weights": {}})
     return str(uri)
 
 

@@ -276,8 +276,8 @@ def test_law_no_rank_leaves_before_the_checkpoint_of_a_stop_is_whole(dataset, tm
 
 
 @pytest.mark.slow
-def test_job_a_training_that_gets_sigterm_saves_leaves_with_143_and_goes_on(dataset, tmp_path):
-    """Twice: the second time it goes on from the checkpoint that the first signal saved."""
+def test_job_a_training_that_is_asked_to_stop_saves_and_goes_on(dataset, tmp_path):
+    """By SIGTERM, then by Ctrl+C after it went on from the checkpoint of the first."""
     run = tmp_path / "run"
     words = [f"--{name.replace('_', '-')}={value}" for name, value in {
         "loop.steps": 100_000, "loop.batch": 2, "loop.log_every": 1, "loop.checkpoint_every": 50_000,
@@ -285,7 +285,7 @@ def test_job_a_training_that_gets_sigterm_saves_leaves_with_143_and_goes_on(data
         "crop.patch_px": 32, "crop.r_min": 32, "crop.r_max": 96, "loss.lpips": 0, "loss.quantizer": 1e-6}.items()]
     command = [sys.executable, "jobs/train_ae.py", "tiny", "--no-ray", "--dataset", dataset, "--run", str(run), *words]
     steps = []
-    for told in ("step 2/", "going on from step"):
+    for told, number, code in (("step 2/", signal.SIGTERM, 143), ("going on from step", signal.SIGINT, 130)):
         process = subprocess.Popen(command, cwd=ROOT, text=True, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
         try:
             assert process.stderr is not None
@@ -293,11 +293,11 @@ def test_job_a_training_that_gets_sigterm_saves_leaves_with_143_and_goes_on(data
             for line in process.stderr:
                 lines.append(line)
                 if told in line and process.poll() is None:
-                    process.send_signal(signal.SIGTERM)
+                    process.send_signal(number)
                     told = "nothing more"
         finally:
             process.kill()
-            assert process.wait() == 143, lines
+            assert process.wait() == code, lines
         assert "asked to stop; the checkpoint is saved" in lines[-1] and "Traceback" not in "".join(lines)
         newest = checkpoint.newest(str(run))
         assert newest is not None

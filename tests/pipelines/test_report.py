@@ -56,7 +56,7 @@ def begun(root: Path, name: str, *, seed: int, losses: tuple[float, float], **ch
     """A run with one checkpoint of random weights, validated by octave."""
     run = root / name
     metrics = {"val/loss": sum(losses) / 2, "val/loss_r_to_64": losses[0], "val/loss_r_to_128": losses[1]}
-    autoencoder_checkpoint(run / "checkpoints" / "step-00000040", seed=seed, metrics=metrics, step=40)
+    autoencoder_checkpoint(run / "checkpoints" / "step-00000040", seed=seed, metrics=metrics, step=40, changes=changes)
     for pointer in ("last", "best"):
         checkpoint.point(str(run), pointer, 40)
     config = flat(dataclasses.replace(tiny(), model=SMALL, crop=CROP)) | changes

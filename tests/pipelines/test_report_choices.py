@@ -70,7 +70,7 @@ def put(root: Path, **results: Result) -> str:
 def test_law_validation_on_other_latents_is_another_condition():
     """Of one snapshot and one config: what an autoencoder makes of the photographs decides what the loss is of."""
     def judged(latents: dict[str, str] | None) -> str:
-        best = Checkpoint(uri="", meta={"step": 3, "metrics": {"val/loss": 0.5}}, files={})
+        best = Checkpoint(uri="", meta={"step": 3, "config": {}, "metrics": {"val/loss": 0.5}}, files={})
         facts = Facts(uri="r", record={"preset": "tiny", "config": {}, "snapshot": "s@1", "latents": latents}, state="finished",
                       steps=3, checkpoints=[3], last=best, best=best, preview="", mlflow_run="")
         [found] = validation(Row(name="r", address="r", run=facts, step=3))

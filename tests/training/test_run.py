@@ -3,6 +3,7 @@
 import dataclasses
 import io
 import json
+import math
 import os
 import signal
 from pathlib import Path
@@ -136,6 +137,22 @@ def test_law_a_run_that_is_made_longer_keeps_its_best(dataset, tmp_path):
     checkpoint.point(str(tmp_path / "run"), "best", 8)
     hooks = RunHooks(of(12), SimpleNamespace(evaluation=None), World(), Recorder())  # pyright: ignore
     assert hooks.best == checkpoint.load(f"{tmp_path}/run/checkpoints/best").meta["metrics"]["val/loss"]
+
+
+@pytest.mark.slow
+def test_law_best_is_chosen_anew_where_checkpoints_are_judged_otherwise(dataset, whole, caplog):
+    """Fewer crops give another figure of the same weights."""
+    run = whole[0]
+
+    def best(samples: int) -> float:
+        fewer = dataclasses.replace(run, config=dataclasses.replace(
+            run.config, loop=dataclasses.replace(run.config.loop, validate_samples=samples)))
+        return RunHooks(fewer, SimpleNamespace(evaluation=None), World(), Recorder()).best  # pyright: ignore
+
+    samples = run.config.loop.validate_samples
+    assert best(samples) < math.inf and not caplog.records
+    assert best(samples - 1) == math.inf
+    assert f"loop.validate_samples {samples} -> {samples - 1}: step" in caplog.text
 
 
 def test_a_run_keeps_its_snapshot_when_the_dataset_grows(dataset, tmp_path, caplog):
