@@ -12,7 +12,7 @@ from PIL import Image
 from infd import checkpoint, storage
 from infd.errors import InfdError
 from infra import submit
-from pipelines import demo, demo_clean
+from pipelines import demo, demo_clean, demo_samples
 
 
 def jpeg(seed: int, size: tuple[int, int]) -> bytes:
@@ -48,6 +48,7 @@ def test_the_demo_reports_resumes_and_takes_away_only_its_own(stack, bucket, ima
     monkeypatch.setattr(demo, "check_weights", lambda net: SimpleNamespace(state="missing"))
     monkeypatch.setattr(demo, "get_weights", no_network)
     monkeypatch.setattr(demo, "BUCKET", bucket)
+    monkeypatch.setattr(demo_samples, "STEPS", 5)
     folder = tmp_path / "demo"
 
     def run() -> str:
