@@ -359,6 +359,7 @@ def test_law_a_lost_answer_of_our_own_write_is_no_defeat(monkeypatch):
         s3.put_if("s3://b/k", b"ours", IfNoneMatch="*")
 
 
+@pytest.mark.slow
 def test_law_clients_are_per_process_and_environment(monkeypatch):
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:1")
     first = s3_client.client()

@@ -298,6 +298,7 @@ def test_law_pip_brings_a_package_as_data(tmp_path, monkeypatch):
         downloads.package_file("tinydata==2.0", archive="tinydata-2.0-py3-none-any.whl", sha256="0" * 64)
 
 
+@pytest.mark.slow
 def test_law_a_changed_source_archive_is_refused_before_its_build_code_runs(tmp_path, monkeypatch):
     trace = tmp_path / "ran"
     files = {"PKG-INFO": "Metadata-Version: 2.1\nName: tinydata\nVersion: 1.0\n",

@@ -127,6 +127,7 @@ def test_ref_centred_views_use_the_stored_lowres(dataset: Dataset) -> None:
         assert np.array_equal(batch.lowres[i].permute(1, 2, 0), dataset.lowres(row, size=32))
 
 
+@pytest.mark.slow
 def test_law_threads_and_prefetch_change_nothing(dataset: Dataset, place: str) -> None:
     one = take(dataset, 20, threads=1, prefetch_batches=1)
     for threads, prefetch in ((4, 1), (2, 7)):

@@ -226,6 +226,7 @@ def assert_uniform(values: list[int], low: int, high: int) -> None:
     assert abs(chi2 - degrees) < 4.5 * np.sqrt(2 * degrees)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("short_side", "high"), [(100, 64), (40, 40), (64, 64)])
 def test_law_r_is_uniform_on_integers_both_ends_included(short_side: int, high: int) -> None:
     assert_uniform([s.r for s in draws(CROP, 20_000, short_side=short_side)], 16, high)

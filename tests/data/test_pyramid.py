@@ -129,6 +129,7 @@ def test_law_no_part_of_a_jpeg_is_far_from_its_pixels(sigma, kind):
                        for y in range(0, 256, 64) for x in range(0, 256, 64)) >= 44.9
 
 
+@pytest.mark.slow
 @given(cases(), st.sampled_from([64, 128, 256]))
 @settings(max_examples=60)
 def test_law_jpeg_pieces_read_as_whole_tiles_do(case, tile_px):

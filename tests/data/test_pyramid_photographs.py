@@ -43,6 +43,7 @@ def test_law_a_real_photograph_stays_true_at_every_scale(name, every):
     assert worst >= LEAST_DB
 
 
+@pytest.mark.slow
 def test_law_a_photograph_of_several_levels_stays_true():
     whole = photographs.mosaic(1300, 1100)
     native = min(whole.size)

@@ -46,6 +46,7 @@ def sources() -> Iterator[tuple[str, bytes]]:
     yield "mem://again.png", encoded(picture(*SIDES[0], 0))
 
 
+@pytest.mark.slow
 def test_law_every_photo_reads_back(dataset):
     assert len(dataset) == len(SIDES) and len(dataset.manifest.shards) > 1
     for i, (w, h) in enumerate(SIDES):

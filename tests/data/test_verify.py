@@ -74,6 +74,7 @@ def rewritten(root: str, index: int, change: Callable[[int, dict], dict], config
 # ---------------------------------------------------------------- a whole one
 
 
+@pytest.mark.slow
 def test_law_a_whole_snapshot_has_nothing_wrong(whole):
     full, sampled = verify.verify_full(whole), verify.verify(f"{whole}@1", sample=3)
     assert texts(full) == texts(sampled) == []
@@ -84,6 +85,7 @@ def test_law_a_whole_snapshot_has_nothing_wrong(whole):
     assert full.summary().startswith(f"{whole}@1: nothing wrong; ")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("codec", ["jpeg", "png", "webp-lossless"])
 def test_law_noise_of_any_codec_is_within_tolerance(codec, tmp_path):
     """White noise and black-or-white noise lose the most in JPEG: 4.4 grey levels as measured, of 8."""
@@ -174,6 +176,7 @@ def test_law_dropped_rows_are_no_photos(root):
     assert texts(report) == [] and report.photos == report.looked_at == len(SIDES) - 1
 
 
+@pytest.mark.slow
 def test_law_wrong_pixels_under_a_right_hash_are_found(root):
     """A tile that is no picture, one of wrong sides, one of another place, another photo's lowres, other levels."""
     foreign = pyramid.build(picture(600, 530, 99), CONFIG)

@@ -45,6 +45,7 @@ def test_golden_schedule_and_forward_process(wanted):
     assert float(ldm[999]) == pytest.approx(1.423e-4, rel=1e-3) and float(ldm[500]) == pytest.approx(0.1149, rel=1e-3)
 
 
+@pytest.mark.slow
 def test_golden_denoiser_loss_and_gradients(wanted):
     noised = objectives.Discrete(PUBLISHED).at(wanted["x0"], wanted["noise"], wanted["t"])
     net = network("z_dm.")

@@ -79,6 +79,7 @@ def test_law_a_flow_is_a_straight_path_and_its_times_are_logit_normal():
     assert float(logit.mean()) == pytest.approx(0.5, abs=0.03) and float(logit.std()) == pytest.approx(0.7, abs=0.03)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sampler", DISCRETE)
 def test_law_an_image_depends_on_its_seed_and_not_on_its_batch(sampler):
     torch.manual_seed(0)

@@ -125,6 +125,7 @@ def test_law_the_report_holds_every_choice(real, other):
     assert kid.standard_error is not None and kid.standard_error > 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("crops", [OneCrop(p=32, r=48), WholeImages(), RandomScales(p=24, r_min=24, count=40)])
 @pytest.mark.parametrize("name", ["fid", "pfid_infd", "anything"])
 def test_law_only_inceptions_distance_is_called_fid(real, other, crops, name):
@@ -255,6 +256,7 @@ def test_error_comes_before_any_feature(real, tmp_path):
     assert counting.seen == 0
 
 
+@pytest.mark.slow
 def test_error_a_corrupt_file_ends_it_by_name(real, tmp_path):
     odd = changed(tmp_path / "odd", real, lambda image: image)
     data = (odd / "img020.png").read_bytes()
@@ -385,6 +387,7 @@ def test_error_images_without_a_partner(real, tmp_path):
 # ---------------------------------------------------------------- sizes of one field, spectra
 
 
+@pytest.mark.slow
 def test_law_consistency_of_renders_at_several_sides(real, tmp_path):
     def at(side: int, worse: int = 0) -> str:
         def shrunk(image: np.ndarray) -> np.ndarray:

@@ -177,6 +177,7 @@ def test_error_a_full_disk_ends_the_run_in_one_line_and_harms_no_checkpoint(data
     assert ends(run, 6) == ends(str(tmp_path / "whole"), 6)
 
 
+@pytest.mark.slow
 def test_law_a_disk_that_someone_clears_in_time_costs_nothing(dataset, tmp_path, small_disk, monkeypatch):
     run, waits = str(tmp_path / "run"), []
 

@@ -222,6 +222,7 @@ def killed_in_the_middle(path: str) -> None:
     field.save(path, 400, 400, statistics="tile", tile_px=32)
 
 
+@pytest.mark.slow
 def test_law_a_killed_render_leaves_no_file_and_the_next_one_cleans_up(tmp_path):
     path = tmp_path / "a.png"
     assert started(__file__, "kill", str(path)).wait(120) == -signal.SIGKILL

@@ -91,6 +91,7 @@ def former_torch(state: dict[str, Tensor], path: Path) -> None:
     torch.save({"state_dict": state}, path, _use_new_zipfile_serialization=False)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("write", [bare, lightning, whole_model, former_torch])
 @pytest.mark.parametrize("kind", KINDS)
 def test_law_compvis_autoencoder_gives_the_same_latents_and_features(tmp_path, kind, write):

@@ -84,6 +84,7 @@ def test_law_files_of_both_stages_have_the_same_autoencoder(stage_one):
     assert all(torch.equal(value, two.model[name]) for name, value in one.model.items())
 
 
+@pytest.mark.slow
 def test_golden_job_writes_a_stage_two_checkpoint_that_samples_as_published(tmp_path, monkeypatch):
     """Loaded as any of ours, with the published noises in the place of a seed's."""
     from jobs import import_weights

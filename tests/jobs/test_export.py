@@ -129,6 +129,7 @@ def test_law_diffusers_loads_our_encoder_decoder_and_codebook(exported):
         torch.testing.assert_close(theirs.decode(codes).sample, ours.decode(codes), rtol=0, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_job_card_runs_as_written_and_renders_as_ours(exported, monkeypatch):
     quantizer, uri, out = exported
     (code,) = re.findall(r"```python\n(.*?)```", (Path(out) / "README.md").read_text(), flags=re.DOTALL)

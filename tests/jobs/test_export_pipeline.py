@@ -128,6 +128,7 @@ def exported(request, tmp_path_factory) -> tuple[str, str, str]:
 # ---------------------------------------------------------------- laws
 
 
+@pytest.mark.slow
 def test_law_diffusers_loads_the_pipeline_and_its_unet_is_our_denoiser(exported):
     kind, uri, out = exported
     with heard() as said:
@@ -291,6 +292,7 @@ def test_job_card_shows_a_class_where_none_was_never_trained(tmp_path):
     assert "but it was never left out in training" in (tmp_path / "out" / "README.md").read_text()
 
 
+@pytest.mark.slow
 def test_job_replicate_padding_on_request_says_what_to_do(tmp_path, monkeypatch, capsys):
     uri, out = saved(tmp_path, padding="replicate"), str(tmp_path / "out")
     assert export.main([uri, "--out", out]) == 2

@@ -77,6 +77,7 @@ def test_error_a_batch_that_cannot_be_shared(argv, message, capsys):
     assert message in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_job_reconstruct_writes_a_render_of_each_size(tmp_path, capsys):
     config = tiny()
     torch.manual_seed(0)

@@ -284,6 +284,7 @@ def test_law_bfloat16_autocast_stays_near_float32(padding):
 # ---------------------------------------------------------------- padding of the query
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("pad_px", [1, 3, 9])
 def test_law_a_padded_patch_is_the_tile_of_a_tiled_render(pad_px):
     """Inside, at borders and corners, and where the view is the patch itself; each sample of a batch for itself."""

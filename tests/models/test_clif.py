@@ -75,6 +75,7 @@ def test_law_with_frozen_statistics_a_pixel_reaches_exactly_so_far(blocks):
     assert (rows.min().item(), rows.max().item()) == (side // 2 - network.reach_px, side // 2 + network.reach_px)
 
 
+@pytest.mark.slow
 def test_golden_renders_of_a_whole_and_of_any_grid():
     stage_one, network = golden.tensors("stage_one"), golden.networks().autoencoder.eval()
     with torch.no_grad():

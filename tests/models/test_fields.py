@@ -111,6 +111,7 @@ def test_law_whole_is_the_same_in_one_call_and_in_tiles(case):
     torch.testing.assert_close(FIELD.render(height, width, tile_px=tile_px), untiled, rtol=0, atol=1e-4)
 
 
+@pytest.mark.slow
 @settings(max_examples=10)
 @given(strategies.renders())
 def test_law_a_box_of_published_tiles_is_the_crop_of_the_full_render(case):
@@ -140,6 +141,7 @@ def test_law_frozen_statistics_are_those_of_their_render():
     assert (other - FIELD.render(31, 24)).abs().max() > 1e-3
 
 
+@pytest.mark.slow
 def test_law_a_box_is_rendered_from_its_neighbourhood_alone(monkeypatch):
     frozen, pixels = FIELD.statistics(400, 400, tile_px=128), []
     forward = FIELD.renderer.forward

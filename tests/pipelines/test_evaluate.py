@@ -89,6 +89,7 @@ def evaluated(protocol, addresses, out: Path, **more) -> Result:
 # ---------------------------------------------------------------- numbers
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("protocol", [
     Distances(name="pfid_infd", crops=OneCrop(p=32, r=48), metrics=("frechet", "kid", "precision_recall"), kid=KID,
               seeds=(0, 3), batch=4),
@@ -278,6 +279,7 @@ def test_job_two_checkpoints_of_stage_two_are_compared(tmp_path, capsys, scripte
     assert found.counts == {"a": 6, "b": 6} and same.metrics[0].value < 1e-6 < 1e-3 < found.metrics[0].value
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", ["autoencoder", "latent_diffusion"])
 def test_job_consistency_of_a_checkpoint(tmp_path, capsys, stage):
     if stage == "autoencoder":

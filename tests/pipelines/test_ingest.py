@@ -85,6 +85,7 @@ def uris(made: Ingested) -> list[str]:
 # ---------------------------------------------------------------- a unit
 
 
+@pytest.mark.slow
 def test_law_a_unit_writes_the_same_bytes_twice(photos, tmp_path):
     files = list(storage.list_objects(str(photos)))
     for place in ("a", "b"):
@@ -206,6 +207,7 @@ def test_law_a_changed_photo_takes_the_place_of_the_old(here, photos, tmp_path):
     assert not ingest(str(photos), dataset, config=CONFIG).is_new
 
 
+@pytest.mark.slow
 def test_law_of_equal_photos_the_first_by_uri_is_kept(here, photos, tmp_path):
     dataset = str(tmp_path / "ds")
     made = ingest(str(photos), dataset, config=CONFIG)
@@ -319,6 +321,7 @@ def test_law_a_first_ingest_of_which_nothing_came_reads_again(here, photos, tmp_
     assert len(uris(ingest(str(photos), dataset, config=CONFIG))) == 10
 
 
+@pytest.mark.slow
 def test_law_a_file_at_which_its_process_dies_is_one_reject(tmp_path, monkeypatch):
     """A death is a KeyboardInterrupt here: nothing of the unit is written after it."""
     put_photos(tmp_path / "p", range(6))
@@ -396,6 +399,7 @@ def test_law_records_of_units_are_read_several_at_once(here, photos, tmp_path, m
     assert ingest_plan.assemble(plan) == expected
 
 
+@pytest.mark.slow
 def test_law_the_size_tells_versions_apart_where_a_store_gives_one_etag_for_all(here, photos, tmp_path, monkeypatch):
     one_etag_for_all(monkeypatch)
     read: list[str] = []
@@ -461,6 +465,7 @@ def test_error_an_ingest_into_one_snapshot_or_beside_another_ingest(photos, tmp_
     assert {path.name for path in tmp_path.iterdir()} == {"photos", "ds"}
 
 
+@pytest.mark.slow
 def test_error_settings_out_of_bounds_and_another_group_are_one_line(here, photos, tmp_path, capsys):
     flags = ["--source", str(photos), "--dataset", str(tmp_path / "ds"), "--codec", "png", "--min-side-px", "64"]
     assert ingest_job.main([*flags, "--val-fraction", "2"]) == 2

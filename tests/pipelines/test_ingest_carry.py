@@ -98,6 +98,7 @@ def changed(folder: Path) -> None:
     (folder / "q notes.txt").unlink()
 
 
+@pytest.mark.slow
 def test_law_no_photo_is_read_twice_though_the_source_changed(photos, tmp_path, worker):
     dataset, undisturbed = str(tmp_path / "ds"), str(tmp_path / "undisturbed")
     first = worker.killed_after(4, photos, dataset)
@@ -144,6 +145,7 @@ def test_law_cut_short_again_and_again_while_the_source_changes(photos, tmp_path
     assert verify.verify_full(dataset).findings == []
 
 
+@pytest.mark.slow
 def test_law_a_continued_ingest_that_is_cut_short_goes_on_under_its_own_name(photos, tmp_path, worker):
     """Then it is a run like any other: cut short and run again it gives the same bytes as without the second cut."""
     worker.killed_after(3, photos, str(tmp_path / "a"))
@@ -250,6 +252,7 @@ def test_law_done_units_are_kept_where_a_store_gives_one_etag_for_all(photos, tm
     assert content(dataset) == content(str(tmp_path / "undisturbed"))
 
 
+@pytest.mark.slow
 def test_law_other_settings_take_nothing_over(photos, tmp_path, worker):
     dataset = str(tmp_path / "ds")
     worker.killed_after(3, photos, dataset)

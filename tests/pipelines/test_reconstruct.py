@@ -31,6 +31,7 @@ def trained(tmp_path) -> str:
     return uri
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("data", "reason"), [(b"words", "unsupported"), (encoded(picture(9, 9)), "too_small")])
 def test_error_a_file_that_is_no_photo_is_named_with_its_reason(trained, tmp_path, capsys, data, reason):
     path = tmp_path / "a file.png"
@@ -107,6 +108,7 @@ def test_law_panels_of_a_giant_photograph_hold_no_more_than_they_show(monkeypatc
     assert sheet([panels]).width == 8 * (PANEL + 8) + 8
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("native", [200, 1000, 5000])
 def test_the_deep_zoom_is_where_most_is_to_be_seen(native):
     seen = subject(Autoencoder(tiny().model).eval(), busy_corner, native=native, lowres_px=64)

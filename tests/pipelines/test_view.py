@@ -84,6 +84,7 @@ def test_law_a_tile_is_a_picture_of_its_part(server):
     assert (status, nothing) == (200, b"")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("path", "status"), [
     ("/tiles/5/0_0.jpg", 404), ("/tiles/12/0_0.jpg", 404), ("/tiles/11/8_0.jpg", 404), ("/tiles/11/0_8.jpg", 404),
     ("/tiles/", 400), ("/tiles/11/-1_0.jpg", 400), ("/tiles/11/1_2.png", 400), ("/tiles/11/1_2.jpg/", 400),

@@ -227,6 +227,7 @@ def test_ref_figures_of_stage_two_are_those_of_its_checkpoints(dataset, latents,
     assert checkpoint.pointed(str(tmp_path / "run"), "best") == best
 
 
+@pytest.mark.slow
 def test_stage_two_without_weights_evaluates_nothing(latents, tmp_path, monkeypatch, caplog):
     monkeypatch.setenv("INFD_WEIGHTS", str(tmp_path / "none"))
     told = train_two(tmp_path / "run", latents, DRAWN)

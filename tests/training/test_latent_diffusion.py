@@ -160,6 +160,7 @@ def test_golden_the_moving_average_moves_as_published():
     assert golden.relative_error(found, wanted["ema.after"]) <= 1e-6
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("accumulate", [2, 4])
 def test_law_micro_batches_are_the_batch(accumulate):
     whole = DiffusionStage(config(), world=World())

@@ -47,6 +47,7 @@ def walk(run: str, every: int) -> tuple[torch.Tensor, nn.Linear]:
     return torch.stack(seen), module
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("sigma", "step", "most"), [
     (0.05, 512, 0.01), (0.10, 512, 0.01), (0.075, 512, 0.02), (0.13, 512, 0.05), (0.08, 320, 0.03)])
 def test_law_an_average_made_afterwards_is_the_one_kept_all_along(tmp_path, sigma, step, most):

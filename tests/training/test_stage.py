@@ -53,6 +53,7 @@ AFTER = {"autoencoder.quant_conv.weight": "encoder.1.weight",
 """Tensors whose values after three iterations are golden: our names, the published ones."""
 
 
+@pytest.mark.slow
 def test_golden_three_published_iterations():
     wanted, stage = golden.tensors("stage_one"), published_stage(fresh_fake=True)
     names = {"loss": "train/loss", "adaptive_g_w": "train/gan_weight", "gan_g_loss": "train/gan", "l1_loss": "train/l1",
@@ -71,6 +72,7 @@ def test_golden_three_published_iterations():
         assert golden.relative_error(state[ours], wanted[f"train2.after.{theirs}"]) <= PARITY
 
 
+@pytest.mark.slow
 def test_golden_the_benchmarks_published_loop_is_the_published_one():
     """What `benchmarks/train_step.py` compares ours with ends three iterations with the published weights."""
     wanted, stage = golden.tensors("stage_one"), published_stage(fresh_fake=True)
