@@ -25,6 +25,26 @@ PATIENCE_S = 30.0
 """A lease that stood still for so long is free."""
 
 
+def driver_uri(uri: str) -> str:
+    """The lease of whoever drives what lies at `uri`: a training run, a sweep, an encoding."""
+    return storage.join(uri, "driver.json")
+
+
+def holder() -> str:
+    """How the leases that this process holds name it."""
+    return f"process {os.getpid()} on {socket.gethostname()}"
+
+
+def release(uri: str, of: str) -> None:
+    """Remove the lease at `uri` if `of`, a holder that is known to be dead, has left it there, so that the next one need not
+    watch it for a sign of life. Anybody else's stays."""
+    try:
+        if storage.exists(uri) and json.loads(storage.read_bytes(uri)).get("holder") == of:
+            storage.delete(uri)
+    except (StorageError, ValueError) as error:
+        logger.warning("lease %s: it stays until it is stale: %s", uri, error)
+
+
 @contextmanager
 def held(uri: str, *, what: str, patience_s: float = PATIENCE_S, beat_s: float = BEAT_S) -> Iterator[None]:
     """Hold the lease at `uri` inside the block. Raises LeaseHeld where another holder lives, after at most patience_s.
@@ -58,7 +78,7 @@ class Lease:
         self.ended = threading.Event()
         self.lost = ""
         """Who took it from us."""
-        self._holder = f"process {os.getpid()} on {socket.gethostname()}"
+        self._holder = holder()
         self._id = uuid.uuid4().hex
         self._beats = 0
         self._etag = ""

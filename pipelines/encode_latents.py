@@ -13,7 +13,7 @@ from infd.data.conditions import Conditions
 from infd.data.latents import MANIFEST, open_latents, unit_done
 from infd.data.snapshot import open_dataset
 from infd.errors import InfdError
-from infd.lease import held
+from infd.lease import driver_uri, held
 from infd.training import encode
 from pipelines import cluster, logs
 from pipelines.ingest import quiet
@@ -33,7 +33,7 @@ def encode_latents(
     pins = encode.pins_of(storage.absolute(dataset), storage.absolute(autoencoder), config, table.sha256 if table else None)
     uri = storage.absolute(out) if out else encode.default_uri(pins, config)
     began = time.monotonic()
-    with held(storage.join(uri, "driver.json"), what=f"latents {uri}"):
+    with held(driver_uri(uri), what=f"latents {uri}"):
         pins = encode.begin(uri, pins)
         if storage.exists(storage.join(uri, MANIFEST)):
             logger.info("latents %s: all there already: %s", uri, told(uri))

@@ -13,6 +13,7 @@ from infd import checkpoint, storage
 from infd.checkpoint import Checkpoint
 from infd.data.snapshot import newest_number, split_address
 from infd.errors import CheckpointError, InfdError, StorageError
+from infd.lease import driver_uri
 from infd.training.loop import Metrics
 from pipelines.snapshots_text import table_text
 
@@ -76,7 +77,7 @@ def facts(run: str, *, alive: bool) -> Facts:
     elif last is not None and last.step >= steps:
         state = "finished"
     else:
-        state = "interrupted" if last or storage.exists(lease_of(run)) else "not begun"
+        state = "interrupted" if last or storage.exists(driver_uri(run)) else "not begun"
     tracked = storage.join(run, "mlflow.json")
     previews = sorted(info.uri for info in storage.list_objects(storage.join(run, "previews")))
     return Facts(uri=run, record=record, state=state, steps=steps, checkpoints=whole, last=last, best=best,
@@ -99,10 +100,6 @@ def record_of(run: str) -> dict[str, Any]:
                               "restore it from a copy") from error
 
 
-def lease_of(run: str) -> str:
-    return storage.join(run, "driver.json")
-
-
 def living(runs: Iterable[str], *, watch_s: float) -> set[str]:
     """Those whose driver gives a sign of life within watch_s; at once where none has a driver."""
     before = {run: seen for run in runs if (seen := lease_seen(run))}
@@ -121,7 +118,7 @@ def living(runs: Iterable[str], *, watch_s: float) -> set[str]:
 def lease_seen(run: str) -> str:
     """The etag of a run's lease, which changes with every sign of life; empty where nobody holds it."""
     try:
-        return storage.read_with_etag(lease_of(run))[1] if storage.exists(lease_of(run)) else ""
+        return storage.read_with_etag(driver_uri(run))[1] if storage.exists(driver_uri(run)) else ""
     except StorageError:                                           # given back between the two questions
         return ""
 

@@ -24,7 +24,7 @@ from infd.config import AutoencoderTrainingConfig, DiffusionTrainingConfig, Late
 from infd.data.latents import Latents, open_latents
 from infd.data.snapshot import Manifest, open_dataset, split_address
 from infd.errors import CheckpointError, ConfigError, Interrupted, PreconditionFailed
-from infd.lease import held
+from infd.lease import driver_uri, held
 from infd.training.autoencoder_run import required_weights
 from infd.training.diffusion_run import fitted
 from infd.training.run import check_batch
@@ -67,7 +67,7 @@ def run_sweep(wish: Wish) -> Summary:
     if said := sweep_conditions.caution(plan, plan.listed()):
         logger.warning("sweep %s: %s", plan.uri, said)
     plan = opened(plan)
-    with ended_by_sigterm(plan.uri) as listen, held(storage.join(plan.uri, "driver.json"), what=f"sweep {plan.uri}"):
+    with ended_by_sigterm(plan.uri) as listen, held(driver_uri(plan.uri), what=f"sweep {plan.uri}"):
         fates = sweep_trials.fates(sweep_trials.known(plan), plan.sweep.metric)
         over = sum(fate.over for fate in fates)
         logger.info("sweep %s: %d trials, %d of them over already", plan.uri, plan.count, over)

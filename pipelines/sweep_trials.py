@@ -7,27 +7,20 @@
 """
 
 import json
-import logging
-import os
-import socket
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from infd import checkpoint, storage
 from infd.checkpoint import Checkpoint
-from infd.errors import InfdError, StorageError
+from infd.errors import InfdError
 from infd.training.loop import Metrics
 from pipelines.sweep_plan import Plan, TrainingConfig, Trial, Values
-
-logger = logging.getLogger(__name__)
 
 State = Literal["finished", "stopped", "failed", "unfinished"]
 OVER: tuple[State, ...] = ("finished", "stopped")
 """States of trials that the same command does not start again."""
 HISTORY, OUTCOME, VALUES = "history.json", "outcome.json", "values.json"
-LEASE = "driver.json"
-"""Of the trial's run: pipelines/train.py holds it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,21 +122,6 @@ def begin(trial: Trial) -> None:
 def end(trial: Trial, state: State, *, error: str = "") -> None:
     """Why it ended short of its last step."""
     write(trial, OUTCOME, {"state": state, **({"error": error} if error else {})})
-
-
-def holder() -> str:
-    """How the leases that this process holds name it."""
-    return f"process {os.getpid()} on {socket.gethostname()}"
-
-
-def release(trial: Trial, holder: str) -> None:
-    """Remove the lease that a driver, dead by now, has left on the trial's run: the next one need not watch it for a sign of
-    life. Anybody else's stays."""
-    try:
-        if (read(trial, LEASE) or {}).get("holder") == holder:
-            storage.delete(place(trial, LEASE))
-    except StorageError as error:
-        logger.warning("trial %d: its lease stays until it is stale: %s", trial.number, error)
 
 
 def chosen(plan: Plan) -> dict[int, Values]:

@@ -15,7 +15,7 @@ from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any, cast
 
-from infd import checkpoint, storage
+from infd import checkpoint, lease, storage
 from infd.config import DiffusionTrainingConfig, LatentRunConfig, PlaceConfig, RunConfig, flat, unflat
 from infd.errors import TrainingError
 from pipelines import logs, sweep_trials, tracking, train
@@ -66,7 +66,7 @@ def trial_function(told: dict[str, Any]) -> None:
     logs.to_stderr()
     logging.getLogger().setLevel(logging.WARNING)
     board, number = ray.get_actor(told["board"]), told["number"]
-    task = answer(board.begin.remote(number, Driver(ray.get_runtime_context().current_actor, sweep_trials.holder())))
+    task = answer(board.begin.remote(number, Driver(ray.get_runtime_context().current_actor, lease.holder())))
     if task is None:                                               # the sweep is being stopped
         return
     config = unflat(KINDS[task["stage"]], task["config"])
@@ -286,7 +286,7 @@ class Running:
             ray.kill(driver.actor)
         for number, driver in drivers.items():
             if has_ended(driver.actor):
-                sweep_trials.release(self.trials[number], driver.holder)
+                lease.release(lease.driver_uri(self.trials[number].run), driver.holder)
         ray.kill(self.board)
         for number in sorted(self.live):
             tracking.finish(tracking.known_id(self.trials[number].run), ok=False)

@@ -18,7 +18,7 @@ from infd.config import AutoencoderTrainingConfig, DiffusionTrainingConfig, Late
 from infd.data.latents import open_latents
 from infd.data.snapshot import split_address
 from infd.errors import ConfigError, TrainingError
-from infd.lease import held
+from infd.lease import driver_uri, held
 from infd.training import interruption
 from infd.training.autoencoder_run import required_weights, run_autoencoder
 from infd.training.diffusion_run import fitted, run_diffusion
@@ -106,7 +106,7 @@ def carried(run: Run[TrainingConfig], *, world: World, observer: Observer,
 
 def driving(run: Run[TrainingConfig]) -> contextlib.AbstractContextManager[None]:
     """The right to write this run; two drivers of one run would mix their checkpoints."""
-    return held(storage.join(run.uri, "driver.json"), what=f"run {run.uri}")
+    return held(driver_uri(run.uri), what=f"run {run.uri}")
 
 
 def train_here(run: Run[TrainingConfig], where: PlaceConfig) -> None:

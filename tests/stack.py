@@ -7,11 +7,13 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TypeVar
 
 from infra import local
 from infra.services import write_private
 from infra.state import NAMING, environ
 
+T = TypeVar("T")
 SESSION = {"RAY_AUTH_MODE", "RAY_AUTH_TOKEN"}
 """Set once in conftest.py: a process keeps to the mode and the token with which it first used Ray."""
 FOREIGN = set(NAMING) - SESSION
@@ -39,9 +41,10 @@ def running_stack() -> Iterator[local.Stack]:
             shutil.rmtree(root, ignore_errors=True)
 
 
-def until(condition: Callable[[], object], limit_s: float = 120.0) -> None:
-    """Return as soon as `condition()` holds; an AssertionError when it never does."""
+def until(condition: Callable[[], T], limit_s: float = 120.0, *, what: str = "it", every_s: float = 0.02) -> T:
+    """The first true answer of `condition()`; an AssertionError naming `what` when there is none."""
     end = time.monotonic() + limit_s
-    while not condition():
-        assert time.monotonic() < end, "never came true"
-        time.sleep(0.02)
+    while not (answer := condition()):
+        assert time.monotonic() < end, f"waited {limit_s} s for {what}"
+        time.sleep(every_s)
+    return answer

@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from infd import storage
+from infd import lease, storage
 from infd.errors import LeaseHeld
 from infd.lease import held
 
@@ -68,3 +68,18 @@ def test_ctrl_c_gives_the_lease_back(tmp_path):
     with pytest.raises(KeyboardInterrupt), held(uri, what="run", beat_s=0.1):
         signal.raise_signal(signal.SIGINT)
     assert not storage.exists(uri)
+
+
+def test_the_lease_of_a_dead_holder_is_removed_and_nobody_elses(tmp_path, caplog):
+    first, second, damaged = (str(tmp_path / name) for name in "abc")
+    for uri in (first, second):
+        with lease.held(uri, what="run"):
+            content = storage.read_bytes(uri)
+        storage.put_atomic(uri, content)                                # as a holder that was killed leaves it
+    lease.release(first, lease.holder())
+    lease.release(second, "process 1 on another machine")
+    assert [storage.exists(uri) for uri in (first, second)] == [False, True]
+    lease.release(first, lease.holder())                                # nothing there
+    storage.put_atomic(damaged, b"no lease")
+    lease.release(damaged, lease.holder())
+    assert storage.exists(damaged) and f"lease {damaged}: it stays" in caplog.text

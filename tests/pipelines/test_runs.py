@@ -10,7 +10,7 @@ from pictures import encoded, picture
 from infd import checkpoint, storage
 from infd.config import IngestConfig, flat
 from infd.data.snapshot import write_dataset
-from infd.lease import held
+from infd.lease import driver_uri, held
 from infd.presets import tiny
 from jobs import runs as job
 from pipelines import runs
@@ -97,7 +97,7 @@ def test_a_run_is_running_while_its_driver_gives_signs_of_life(tmp_path):
     alive, dead = begun(f"{tmp_path}/alive"), begun(f"{tmp_path}/dead")
     saved(alive, STEPS)                                            # it has been given more steps, and has saved none of them
     storage.put_atomic(f"{dead}/driver.json", b'{"holder": "a process that was killed"}')
-    with held(runs.lease_of(alive), what="the test", beat_s=0.01):
+    with held(driver_uri(alive), what="the test", beat_s=0.01):
         assert runs.living([alive, dead], watch_s=1.0) == {alive}
         assert runs.facts(alive, alive=True).state == "running"
     assert runs.living([alive], watch_s=60) == set()               # nobody holds it: no watching
@@ -106,8 +106,8 @@ def test_a_run_is_running_while_its_driver_gives_signs_of_life(tmp_path):
 
 def test_law_a_lease_that_is_given_back_is_not_watched_further(tmp_path, monkeypatch):
     run = begun(f"{tmp_path}/run")
-    storage.put_atomic(runs.lease_of(run), b"{}")
-    monkeypatch.setattr(runs.time, "sleep", lambda seconds: storage.delete(runs.lease_of(run)))
+    storage.put_atomic(driver_uri(run), b"{}")
+    monkeypatch.setattr(runs.time, "sleep", lambda seconds: storage.delete(driver_uri(run)))
     assert runs.living([run], watch_s=600) == set()
 
 

@@ -13,7 +13,7 @@ from types import SimpleNamespace
 import pytest
 from small_sweeps import STEPS, begun, config, encoded_latents, plan, save, summed, wish, wish_ldm, write_photos
 
-from infd import checkpoint, lease, storage
+from infd import checkpoint, storage
 from infd.config import LatentRunConfig, ReconstructionConfig, RunConfig
 from infd.data import snapshot
 from infd.errors import CheckpointError, ConfigError, TrainingError
@@ -189,18 +189,6 @@ def test_job_takes_sigterm_as_ray_has_it_while_it_connects(dataset, tmp_path, mo
     monkeypatch.setattr(sweep, "run_trials", lambda *_: (as_ray(), signal.raise_signal(signal.SIGTERM)))
     words = ["ae", "tiny", "--dataset", dataset, "--sweep", str(tmp_path / "sweep"), "--loss.lpips", "0"]
     assert job.main(words) == 143 and "asked to stop" in capsys.readouterr().err
-
-
-def test_the_lease_of_a_dead_driver_is_removed_and_nobody_elses(tmp_path):
-    first, second = plan(str(tmp_path), seeds=(0,)).listed()
-    for trial in (first, second):
-        with lease.held(f"{trial.run}/driver.json", what="run"):
-            content = storage.read_bytes(f"{trial.run}/driver.json")
-        storage.put_atomic(f"{trial.run}/driver.json", content)          # as a driver that was killed leaves it
-    sweep_trials.release(first, sweep_trials.holder())
-    sweep_trials.release(second, "process 1 on another machine")
-    assert [storage.exists(f"{trial.run}/driver.json") for trial in (first, second)] == [False, True]
-    sweep_trials.release(first, sweep_trials.holder())                  # nothing there
 
 
 @pytest.mark.parametrize(("workers", "cpus", "wished", "expected"), [

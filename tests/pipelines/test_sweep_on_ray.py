@@ -7,7 +7,6 @@ import shlex
 import signal
 import subprocess
 import sys
-import time
 
 import psutil
 import pytest
@@ -76,12 +75,11 @@ def test_job_an_ended_sweep_goes_on_and_ends_in_a_table(
         driver = subprocess.Popen([sys.executable, "-m", "jobs.sweep", *words[2:]], stderr=stderr)
 
     def midway() -> bool:
-        time.sleep(0.5)                                              # the cores are for the trials
         steps = [last(uri, number) for number in range(count)]
         assert driver.poll() is None, "it has ended"
         return STEPS in steps and any(0 < step <= STEPS // 2 for step in steps)
 
-    until(midway, limit_s=400)
+    until(midway, limit_s=400, every_s=0.5)                          # the cores are for the trials
     driver.send_signal(number)
     code = driver.wait(120)
     until(lambda: not processes(stack, *TRAINING))

@@ -5,12 +5,14 @@ import json
 import os
 import re
 import signal
-import time
+from collections.abc import Callable
+from typing import TypeVar
 
 import numpy as np
 import psutil
 import pytest
 from PIL import Image
+from stack import until as stack_until
 
 from infd import checkpoint, storage
 from infd.config import IngestConfig
@@ -19,6 +21,7 @@ from infra import submit
 from infra.processes import MARKER
 from pipelines import runs
 
+T = TypeVar("T")
 LIMIT_S = 240
 MANY, SOME = 80, 60
 """Steps of the job that is stopped and whose worker is killed, and of the one that gets SIGTERM."""
@@ -55,13 +58,8 @@ def workers(stack) -> list[psutil.Process]:
     return found
 
 
-def until(what: str, done, every_s: float = 0.5):
-    """The first true answer of `done()`. Fails after LIMIT_S, naming what it waited for."""
-    end = time.monotonic() + LIMIT_S
-    while not (answer := done()):
-        assert time.monotonic() < end, f"waited {LIMIT_S} s for {what}"
-        time.sleep(every_s)
-    return answer
+def until(what: str, done: Callable[[], T]) -> T:
+    return stack_until(done, LIMIT_S, what=what, every_s=0.5)
 
 
 @pytest.mark.slow
