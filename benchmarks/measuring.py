@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 WARM_UP, LEAST_STEPS, LEAST_S = 5, 10, 10.0
-ROUNDS, ROUND_STEPS, ROUND_S = 7, 3, 3.0
+ROUNDS, ROUND_STEPS, ROUND_S = 25, 3, 0.8
 MIB = 1 << 20
 PEAKS = {"H200": 989e12, "H100 PCIe": 756e12, "H100 NVL": 835e12, "H100": 989e12,
          "A100": 312e12, "L40S": 362e12, "RTX 4090": 165e12}
@@ -25,6 +25,8 @@ Update = Callable[[Any, int], object]
 class Figures:
     images_s: float
     memory_bytes: int
+    ratio: float | None = None
+    """To the first row, where both took turns."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +50,8 @@ def table(candidates: Sequence[Candidate], *, flops: int, device: torch.device, 
             print(f"| {candidate.name} | {candidate.batch} | {found} | | | |", flush=True)
             continue
         first = found.images_s if number == 0 else first
-        ratio = f"{found.images_s / first:.2f} ×" if first else "-"
+        against = found.ratio or (found.images_s / first if first else None)
+        ratio = f"{against:.2f} ×" if against else "-"
         memory = f"{found.memory_bytes / MIB:,.0f}" if found.memory_bytes else "not measured"
         print(f"| {candidate.name} | {candidate.batch} | {found.images_s:.1f} | {ratio} | "
               f"{flops * found.images_s / most:.1%} | {memory} |", flush=True)
@@ -69,7 +72,8 @@ def one_by_one(candidates: Sequence[Candidate], device: torch.device) -> Iterato
 
 
 def in_turns(candidates: Sequence[Candidate], device: torch.device) -> Iterator[tuple[Candidate, Figures | str]]:
-    """Medians of ROUNDS short turns of each, because the speed of a shared machine changes from minute to minute."""
+    """Medians of ROUNDS short turns of each, and of each turn's ratio to the first row's: the speed of a shared machine
+    changes within a minute, and the turns of one round are seconds apart."""
     made: list[tuple[Update, Iterator[Any]] | str] = []
     for candidate in candidates:
         try:
@@ -90,7 +94,11 @@ def in_turns(candidates: Sequence[Candidate], device: torch.device) -> Iterator[
                 steps += 1
             mine.append(steps * candidate.batch / (time.perf_counter() - begun))
     for one, candidate, mine in zip(made, candidates, rates, strict=True):
-        yield candidate, one if isinstance(one, str) else Figures(statistics.median(mine), 0)
+        if isinstance(one, str):
+            yield candidate, one
+            continue
+        ratios = [rate / first for rate, first in zip(mine, rates[0], strict=False)]
+        yield candidate, Figures(statistics.median(mine), 0, statistics.median(ratios) if ratios else None)
 
 
 def steps_per_second(update: Update, feed: Iterator[Any], batch: int, device: torch.device) -> Figures:

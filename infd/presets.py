@@ -41,7 +41,7 @@ def tiny() -> AutoencoderTrainingConfig:
         loss=LossConfig(lpips=0.1, lpips_net="alex", quantizer=1e-6, gan=0.1, gan_from_step=1701),
         optimizer=OptimizerConfig(lr=2e-3, warmup_steps=50, decay_from_step=1000, decay_to_step=2000),
         loop=LoopConfig(
-            steps=2000, batch=4, log_every=25, checkpoint_every=250, keep_every=2000,
+            steps=2000, batch=4, channels_last=True, log_every=25, checkpoint_every=250, keep_every=2000,
             validate_every=250, validate_samples=32, preview_every=1000, preview_photos=2, preview_px=512),
     )
 
@@ -123,9 +123,9 @@ def ldm_tiny() -> DiffusionTrainingConfig:
         model=DenoiserConfig(z_dim=4, widths=(32, 64, 96), blocks=1, head_dim=32, norm_groups=8),
         diffusion=DiffusionConfig(objective="v", scale=0, min_snr_gamma=5.0),
         optimizer=OptimizerConfig(lr=1e-3, betas=(0.9, 0.99), weight_decay=0.01, ema_decay=0.995, warmup_steps=50,
-                                  decay_from_step=600, decay_to_step=1200, clip_norm=1.0),
-        loop=LoopConfig(steps=1200, batch=8, log_every=50, checkpoint_every=300, keep_every=1200, validate_every=300,
-                        validate_samples=32, preview_every=600, preview_photos=4, preview_px=512),
+                                  decay_from_step=450, decay_to_step=900, clip_norm=1.0),
+        loop=LoopConfig(steps=900, batch=8, channels_last=True, log_every=50, checkpoint_every=300, keep_every=900,
+                        validate_every=300, validate_samples=32, preview_every=450, preview_photos=4, preview_px=512),
         flip=True, preview_steps=25)
 
 

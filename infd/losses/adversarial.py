@@ -31,7 +31,8 @@ def adaptive_weight(rec_grad: Tensor, gan_grad: Tensor) -> Tensor:
 
 @torch.no_grad()
 def last_layer_gradient(features: Tensor, grad_pred: Tensor, conv: nn.Conv2d) -> Tensor:
-    """Gradient at `conv.weight` of a loss whose gradient at the output of `conv` is grad_pred (B, 3, h, w).
+    """Gradient at `conv.weight` of a loss whose gradient at the output of `conv` is grad_pred (B, 3, h, w); or of n losses,
+    (3 n, D, 3, 3), from their gradients side by side, (B, 3 n, h, w).
 
     features: the input of `conv`, (B, D, h, w), or with a border of one pixel in the place of its zero padding. No graph
     is walked, so two losses cost two small convolutions. Law: equals autograd through `conv`.
@@ -39,7 +40,8 @@ def last_layer_gradient(features: Tensor, grad_pred: Tensor, conv: nn.Conv2d) ->
     if conv.padding != (1, 1) or conv.stride != (1, 1) or conv.padding_mode != "zeros":
         raise ValueError(f"{conv}: the renderer's last layer is expected, of stride 1 with zero padding of 1")
     padding = (2 + grad_pred.shape[-1] - features.shape[-1]) // 2
-    return conv2d_weight(features.detach().to(grad_pred.dtype), conv.weight.shape, grad_pred, padding=padding)
+    shape = (grad_pred.shape[1], *conv.weight.shape[1:])
+    return conv2d_weight(features.detach().to(grad_pred.dtype), shape, grad_pred, padding=padding)
 
 
 def relativistic_d(real: Tensor, fake: Tensor) -> Tensor:

@@ -17,12 +17,12 @@ class PatchDiscriminator(nn.Module):
     def __init__(self, config: DiscriminatorConfig) -> None:
         super().__init__()
         dims = [config.base_dim * min(2**level, 8) for level in range(config.layers + 1)]
-        parts: list[nn.Module] = [nn.Conv2d(3, dims[0], 4, stride=2, padding=1), nn.LeakyReLU(0.2)]
+        parts: list[nn.Module] = [nn.Conv2d(3, dims[0], 4, stride=2, padding=1), nn.LeakyReLU(0.2, inplace=True)]
         for level in range(config.layers):
             stride = 1 if level == config.layers - 1 else 2
             parts += [
                 nn.Conv2d(dims[level], dims[level + 1], 4, stride=stride, padding=1, bias=config.norm == "none"),
-                norm(config.norm, dims[level + 1]), nn.LeakyReLU(0.2)]
+                norm(config.norm, dims[level + 1]), nn.LeakyReLU(0.2, inplace=True)]
         parts.append(nn.Conv2d(dims[-1], 1, 4, padding=1))
         self.net = nn.Sequential(*parts)
         self.net.apply(initialize)

@@ -8,7 +8,7 @@ savings that `LossConfig.fresh_fake` and the factored adaptive weight name.
 import contextlib
 import copy
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeVar, cast
 
@@ -68,6 +68,15 @@ class PredictionGradients:
     adversarial: Tensor | None
     """Of the GAN loss alone; None without a GAN."""
     metrics: dict[str, Tensor]
+    logits: Tensor | None = None
+    """The discriminator's of the prediction, with their graph, where its own update can go on from them."""
+
+
+class Fake(NamedTuple):
+    """A prediction (B, 3, P, P) without graph, and `PredictionGradients.logits` of it."""
+
+    rgb: Tensor
+    logits: Tensor | None
 
 
 def psnr(prediction: Tensor, target: Tensor) -> Tensor:
@@ -144,7 +153,7 @@ class AutoencoderStage:
                                     self.config.optimizer.ema_decay)
         return metrics | (self._discriminator_step(parts, fakes, step) if gan else {})
 
-    def _generator_step(self, parts: list[Inputs], step: int, *, gan: bool) -> tuple[list[Tensor], dict[str, Tensor]]:
+    def _generator_step(self, parts: list[Inputs], step: int, *, gan: bool) -> tuple[list[Fake], dict[str, Tensor]]:
         """Update the autoencoder; predictions of the parts, and metrics.
 
         With several parts the adaptive weight, which compares gradients of the whole batch, needs a pass of its own.
@@ -170,13 +179,14 @@ class AutoencoderStage:
                 if others.requires_grad:                           # not so of fsq, and of a frozen encoder
                     ends, starts = [*ends, others / len(parts)], [*starts, None]
                 torch.autograd.backward(ends, starts)
-            fakes.append(output.pred.detach())
+            fakes.append(Fake(output.pred.detach(), found.logits))
             rows.append(metrics)
         norm = optimizers.update(self.generator_adam, self.config.optimizer, step)
         return fakes, means(rows) | {"train/grad_norm": norm}
 
     def prediction_gradients(self, pred: Tensor, target: Tensor, *, gan: bool) -> PredictionGradients:
-        """Each loss of the prediction, differentiated once, down to the prediction; these graphs are freed.
+        """Each loss of the prediction, differentiated once, down to the prediction; these graphs are freed, but for that
+        of logits which the discriminator's update takes over. (A compiled network walks its graph only once.)
 
         Law: with the gradients at CLIF's last convolution that follow from them this equals the published way, which
         runs LPIPS and the discriminator backward twice, to rounding.
@@ -204,8 +214,10 @@ class AutoencoderStage:
                 with torch.no_grad():
                     real = discriminator(target).float()
                 value = relativistic_g(real, fake)
-        (adversarial,) = torch.autograd.grad(value, leaf)
-        return PredictionGradients(reconstruction, adversarial, metrics | {"train/gan": value.detach()})
+        metrics["train/gan"] = value.detach()
+        kept = not (config.fresh_fake or config.gradient_penalty or self.config.loop.compiled)
+        (adversarial,) = torch.autograd.grad(value, leaf, retain_graph=kept)
+        return PredictionGradients(reconstruction, adversarial, metrics, fake if kept else None)
 
     def _other_losses(self, inputs: Inputs, output: AutoencoderOutput) -> tuple[Tensor, dict[str, Tensor]]:
         """The weighted sum of losses that are not of the prediction, with their graph; and metrics."""
@@ -237,16 +249,13 @@ class AutoencoderStage:
         """The published w, from gradients averaged over parts and ranks before their norms are taken."""
         if not self.config.loss.adaptive_gan_weight:
             return torch.ones((), device=self.world.device)
-        last = self.autoencoder.renderer.last_layer
+        last, gradients = self.autoencoder.renderer.last_layer, []
+        for features, found in parts:
+            both = torch.cat([found.reconstruction, cast(Tensor, found.adversarial)], dim=1)
+            gradients.append(last_layer_gradient(features.float(), both, last))
+        return adaptive_weight(*self.world.mean(torch.stack(gradients).mean(0)).chunk(2))
 
-        def average(of: Callable[[PredictionGradients], Tensor]) -> Tensor:
-            total = torch.stack([last_layer_gradient(features.float(), of(found), last) for features, found in parts])
-            return self.world.mean(total.mean(0))
-
-        return adaptive_weight(average(lambda found: found.reconstruction),
-                               average(lambda found: cast(Tensor, found.adversarial)))
-
-    def _discriminator_step(self, parts: list[Inputs], fakes: list[Tensor], step: int) -> dict[str, Tensor]:
+    def _discriminator_step(self, parts: list[Inputs], fakes: list[Fake], step: int) -> dict[str, Tensor]:
         """Update the discriminator on the parts' patches and predictions; metrics."""
         config, rows = self.config.loss, []
         assert self.discriminator is not None and self.discriminator_adam is not None
@@ -254,23 +263,25 @@ class AutoencoderStage:
         for number, (inputs, fake) in enumerate(zip(parts, fakes, strict=True)):
             if config.fresh_fake:
                 with torch.no_grad():
-                    fake = self._render(self.autoencoder, inputs).pred
+                    fake = Fake(self._render(self.autoencoder, inputs).pred, None)
             with self._gradients_shared(self.discriminator, number == len(parts) - 1):
-                loss, metrics = self.discriminator_loss(inputs.patch, fake.float())
+                loss, metrics = self.discriminator_loss(inputs.patch, fake.rgb.float(), fake.logits)
                 (loss / len(parts)).backward()
             rows.append(metrics)
         norm = optimizers.update(self.discriminator_adam, self.config.optimizer, step)
         return means(rows) | {"train/disc_grad_norm": norm}
 
-    def discriminator_loss(self, real: Tensor, fake: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """Of two batches (B, 3, P, P): the loss with its graph, and metrics."""
+    def discriminator_loss(
+        self, real: Tensor, fake: Tensor, known_logits: Tensor | None = None,
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Of two batches (B, 3, P, P): the loss with its graph, and metrics. `known_logits`: of `fake`."""
         config = self.config.loss
         assert self.discriminator is not None
         penalized = config.gradient_penalty > 0
         real, fake = (images.detach().requires_grad_(penalized) for images in (real, fake))
         with self._autocast():
             real_logits = self.discriminator(real).float()
-            fake_logits = self.discriminator(fake).float()
+            fake_logits = self.discriminator(fake).float() if known_logits is None else known_logits
         loss = hinge_d(real_logits, fake_logits) if config.gan_loss == "hinge" else relativistic_d(real_logits, fake_logits)
         right = ((real_logits > 0).float().mean() + (fake_logits < 0).float().mean()) / 2
         if config.gan_loss == "relativistic":

@@ -20,9 +20,9 @@ def learning_rate(config: OptimizerConfig, step: int) -> float:
 
 
 def adam(module: nn.Module, config: OptimizerConfig) -> torch.optim.Adam:
-    """Adam over all parameters that learn, or AdamW where they decay; fused where the device is a GPU."""
+    """Adam over all parameters that learn, or AdamW where they decay, fused."""
     parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
-    how: dict[str, Any] = {"lr": config.lr, "betas": config.betas, "fused": parameters[0].is_cuda}
+    how: dict[str, Any] = {"lr": config.lr, "betas": config.betas, "fused": True}
     if config.weight_decay:
         return torch.optim.AdamW(parameters, weight_decay=config.weight_decay, **how)
     return torch.optim.Adam(parameters, **how)
@@ -56,15 +56,13 @@ def moments(name: str, module: nn.Module, optimizer: torch.optim.Adam) -> dict[s
 
 def load_moments(name: str, module: nn.Module, optimizer: torch.optim.Adam, state: dict[str, Tensor]) -> None:
     """Give `optimizer` the state that `moments` gave, on each parameter's device."""
-    fused = bool(optimizer.defaults["fused"])
     for key, parameter in bare(module).named_parameters():
         prefix = f"{name}.{key}."
         found = {entry.removeprefix(prefix): value for entry, value in state.items()
                  if entry.startswith(prefix) and "." not in entry.removeprefix(prefix)}
         if found:
-            steps_on = parameter.device if fused else "cpu"
             optimizer.state[parameter] = {
-                moment: value.to(steps_on, copy=True) if moment == "step" else as_of(parameter, value)
+                moment: value.to(parameter.device, copy=True) if moment == "step" else as_of(parameter, value)
                 for moment, value in found.items()}
 
 

@@ -43,6 +43,13 @@ def test_law_last_layer_gradient_equals_autograd(batch, dim, height, width, seed
     torch.testing.assert_close(last_layer_gradient(features, grad_pred, conv), wanted)
 
 
+def test_law_gradients_of_two_losses_side_by_side_are_those_of_each():
+    conv, features, grads = nn.Conv2d(4, 3, 3, padding=1), torch.randn(2, 4, 9, 7), torch.randn(2, 2, 3, 9, 7)
+    found = last_layer_gradient(features, torch.cat(list(grads), dim=1), conv).chunk(2)
+    for one, grad in zip(found, grads, strict=True):
+        torch.testing.assert_close(one, last_layer_gradient(features, grad, conv))
+
+
 def test_error_another_kind_of_convolution():
     for options in ({"padding": "same"}, {"padding": 1, "stride": 2}, {"padding": 1, "padding_mode": "replicate"}):
         with pytest.raises(ValueError, match="the renderer's last layer is expected"):

@@ -38,6 +38,13 @@ def assert_near(found: dict[str, Tensor], wanted: dict[str, Tensor], relative: f
         assert (found[name] - value).norm() <= relative * (value.norm() + 1e-2 * whole), name
 
 
+def counted_calls(network: torch.nn.Module) -> list[None]:
+    """Grows by one with each call of `network`."""
+    calls: list[None] = []
+    network.register_forward_hook(lambda *_: calls.append(None))
+    return calls
+
+
 # ---------------------------------------------------------------- micro-batches
 
 
@@ -110,6 +117,22 @@ def test_law_scale_equivariance_compares_the_halved_latent_with_the_halved_view(
     metrics = stage.step(random_batch(config, 1), 1)
     plain = stage_of(small()).step(random_batch(config, 1), 1)
     torch.testing.assert_close(metrics["train/loss"], plain["train/loss"] + 0.5 * metrics["train/scale_equivariance"])
+
+
+@pytest.mark.parametrize("loss", [{}, {"gan_loss": "relativistic"}])
+def test_law_logits_that_the_discriminator_takes_over_are_those_it_would_make(loss):
+    config = changed(small(gan_from_step=1, **loss), "loop", accumulate=2)
+    ours, anew = stage_of(config), stage_of(config)
+    assert ours.discriminator is not None and anew.discriminator is not None
+    calls = counted_calls(ours.discriminator), counted_calls(anew.discriminator)
+    of_the_stage = anew.discriminator_loss
+    anew.discriminator_loss = lambda real, fake, logits=None: of_the_stage(real, fake)
+    for step in range(1, 4):
+        found, wanted = (stage.step(random_batch(config, step), step) for stage in (ours, anew))
+        assert found == wanted
+    weights, others = (dict(stage.discriminator.named_parameters()) for stage in (ours, anew) if stage.discriminator)
+    assert all(torch.equal(weights[name], others[name]) for name in weights)
+    assert len(calls[0]) == len(calls[1]) - 3 * 2
 
 
 def test_law_the_penalty_keeps_the_discriminator_flat():
