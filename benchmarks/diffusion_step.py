@@ -69,7 +69,8 @@ class Loop:
         if way.plain_updates:
             group = self.stage.adam.param_groups[0]
             self.stage.adam = torch.optim.AdamW(
-                group["params"], lr=group["lr"], betas=group["betas"], weight_decay=group["weight_decay"])
+                group["params"], lr=group["lr"], betas=group["betas"], weight_decay=group["weight_decay"],
+                foreach=False)
 
     def step(self, batch: tuple[Tensor, LatentBatch], step: int) -> None:
         views, latents = batch

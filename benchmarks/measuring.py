@@ -85,7 +85,9 @@ def in_turns(candidates: Sequence[Candidate], device: torch.device) -> Iterator[
             made.append(type(error).__name__)
     rates: list[list[float]] = [[] for _ in candidates]
     for turn in range(ROUNDS):
-        for one, candidate, mine in zip(made, candidates, rates, strict=True):
+        for place in range(len(candidates)):
+            row = (place + turn) % len(candidates)
+            one, candidate, mine = made[row], candidates[row], rates[row]
             if isinstance(one, str):
                 continue
             steps, begun = 0, time.perf_counter()
@@ -97,7 +99,7 @@ def in_turns(candidates: Sequence[Candidate], device: torch.device) -> Iterator[
         if isinstance(one, str):
             yield candidate, one
             continue
-        ratios = [rate / first for rate, first in zip(mine, rates[0], strict=False)]
+        ratios = [rate / first for rate, first in zip(mine, rates[0], strict=True)] if rates[0] else []
         yield candidate, Figures(statistics.median(mine), 0, statistics.median(ratios) if ratios else None)
 
 

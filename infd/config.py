@@ -295,7 +295,7 @@ class LoopConfig:
     compiled: bool = False
     """torch.compile the networks: needs a C++ compiler on CPUs, and a minute or two at the start."""
     channels_last: bool = False
-    """Lay images and weights out channel by channel last, as GPUs' bfloat16 convolutions want them, and CPUs'."""
+    """Lay images and weights out channel by channel last, as convolutions want them in bfloat16 on GPUs, and on CPUs."""
     log_every: int = 50
     """Steps between two rows of metrics."""
     checkpoint_every: int = 10_000

@@ -19,8 +19,8 @@ REPORTED = ("train/loss", "train/l1", "train/disc_loss", "train/gan_weight")
 
 
 SEED = 5
-"""One of the two of nine seeds with which 50 steps pass before rounding flips a LeakyReLU of the discriminator in one of the
-two worlds. A flip changes the adaptive weight by a thousandth, and the steps that follow."""
+"""With this one, 50 steps pass before rounding flips a LeakyReLU of the discriminator in one of the two worlds: that happens
+about once in thirty steps, and changes the adaptive weight by a thousandth (docs/log.md)."""
 
 
 def config(norm: Literal["batch", "group"]) -> AutoencoderTrainingConfig:

@@ -35,7 +35,7 @@ def last_layer_gradient(features: Tensor, grad_pred: Tensor, conv: nn.Conv2d) ->
     (3 n, D, 3, 3), from their gradients side by side, (B, 3 n, h, w).
 
     features: the input of `conv`, (B, D, h, w), or with a border of one pixel in the place of its zero padding. No graph
-    is walked, so two losses cost two small convolutions. Law: equals autograd through `conv`.
+    is walked, so two losses cost one small convolution. Law: equals autograd through `conv`.
     """
     if conv.padding != (1, 1) or conv.stride != (1, 1) or conv.padding_mode != "zeros":
         raise ValueError(f"{conv}: the renderer's last layer is expected, of stride 1 with zero padding of 1")

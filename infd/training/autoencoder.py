@@ -1,8 +1,8 @@
 """Stage one: encoder, quantizer, decoder and renderer against the patch, with a patch discriminator.
 
 Shapes: B batch, P patch side, L side of lowres. Images are uint8 in a batch and [-1, 1] in the networks.
-Source: INFD section 4.2 and equation 2; order and weights as the published code runs them, but for the two
-savings that `LossConfig.fresh_fake` and the factored adaptive weight name.
+Source: INFD section 4.2 and equation 2; order and weights as the published code runs them, but for three
+savings: `LossConfig.fresh_fake`, the factored adaptive weight, and logits of the fakes that both updates use.
 """
 
 import contextlib
@@ -186,7 +186,7 @@ class AutoencoderStage:
 
     def prediction_gradients(self, pred: Tensor, target: Tensor, *, gan: bool) -> PredictionGradients:
         """Each loss of the prediction, differentiated once, down to the prediction; these graphs are freed, but for that
-        of logits which the discriminator's update takes over. (A compiled network walks its graph only once.)
+        of logits which the discriminator's update takes over.
 
         Law: with the gradients at CLIF's last convolution that follow from them this equals the published way, which
         runs LPIPS and the discriminator backward twice, to rounding.
@@ -215,7 +215,8 @@ class AutoencoderStage:
                     real = discriminator(target).float()
                 value = relativistic_g(real, fake)
         metrics["train/gan"] = value.detach()
-        kept = not (config.fresh_fake or config.gradient_penalty or self.config.loop.compiled)
+        kept = not (config.fresh_fake or config.gradient_penalty or self.config.loop.accumulate > 1
+                    or self.config.loop.compiled)  # a compiled network's backward frees what it read
         (adversarial,) = torch.autograd.grad(value, leaf, retain_graph=kept)
         return PredictionGradients(reconstruction, adversarial, metrics, fake if kept else None)
 
@@ -265,16 +266,19 @@ class AutoencoderStage:
                 with torch.no_grad():
                     fake = Fake(self._render(self.autoencoder, inputs).pred, None)
             with self._gradients_shared(self.discriminator, number == len(parts) - 1):
-                loss, metrics = self.discriminator_loss(inputs.patch, fake.rgb.float(), fake.logits)
+                loss, metrics = self.discriminator_loss(inputs.patch, fake.rgb.float(), known_logits=fake.logits)
                 (loss / len(parts)).backward()
             rows.append(metrics)
         norm = optimizers.update(self.discriminator_adam, self.config.optimizer, step)
         return means(rows) | {"train/disc_grad_norm": norm}
 
     def discriminator_loss(
-        self, real: Tensor, fake: Tensor, known_logits: Tensor | None = None,
+        self, real: Tensor, fake: Tensor, *, known_logits: Tensor | None = None,
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Of two batches (B, 3, P, P): the loss with its graph, and metrics. `known_logits`: of `fake`."""
+        """Of two batches (B, 3, P, P): the loss with its graph, and metrics.
+
+        known_logits (B, 1, h, w): the discriminator's of `fake`, with their graph; not with a gradient penalty.
+        """
         config = self.config.loss
         assert self.discriminator is not None
         penalized = config.gradient_penalty > 0

@@ -121,18 +121,19 @@ def test_law_scale_equivariance_compares_the_halved_latent_with_the_halved_view(
 
 @pytest.mark.parametrize("loss", [{}, {"gan_loss": "relativistic"}])
 def test_law_logits_that_the_discriminator_takes_over_are_those_it_would_make(loss):
-    config = changed(small(gan_from_step=1, **loss), "loop", accumulate=2)
+    """Bit for bit in float32; running statistics alone, which no training reads, see the fakes once less."""
+    config = small(gan_from_step=1, **loss)
     ours, anew = stage_of(config), stage_of(config)
     assert ours.discriminator is not None and anew.discriminator is not None
     calls = counted_calls(ours.discriminator), counted_calls(anew.discriminator)
     of_the_stage = anew.discriminator_loss
-    anew.discriminator_loss = lambda real, fake, logits=None: of_the_stage(real, fake)
+    anew.discriminator_loss = lambda real, fake, *, known_logits=None: of_the_stage(real, fake)
     for step in range(1, 4):
         found, wanted = (stage.step(random_batch(config, step), step) for stage in (ours, anew))
         assert found == wanted
     weights, others = (dict(stage.discriminator.named_parameters()) for stage in (ours, anew) if stage.discriminator)
     assert all(torch.equal(weights[name], others[name]) for name in weights)
-    assert len(calls[0]) == len(calls[1]) - 3 * 2
+    assert len(calls[0]) == len(calls[1]) - 3
 
 
 def test_law_the_penalty_keeps_the_discriminator_flat():
