@@ -8,6 +8,7 @@ import dataclasses
 import hashlib
 import json
 import typing
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
 
@@ -601,7 +602,7 @@ class SampleConfig:
     """The class to draw from, of a model with classes."""
     context: str = ""
     """The embedding (S, K) of a caption, a .npy file, for a model with captions."""
-    mode: Literal["whole", "window", "reference", "tile"] = "whole"
+    mode: Literal["whole", "window", "reference", "tile"] = "reference"
     """Where the renderer's norms take their statistics: docs/generation.md. tile is the published way, with seams."""
     weights: Literal["average", "last"] = "average"
     """average: the moving average of the denoiser, where the run had one."""
@@ -627,6 +628,11 @@ def flat(config: Any) -> dict[str, object]:
 
     walk(config, "")
     return dict(sorted(out.items()))
+
+
+def seen_px(config: Mapping[str, Any]) -> int:
+    """Side of what the renderer's norms saw at once in a training of stage one of that flat form: `Field`'s patch_px."""
+    return int(config["crop.patch_px"]) + 2 * int(config.get("loss.query_pad_px", 0))
 
 
 def numbers(config: Any) -> dict[str, object]:

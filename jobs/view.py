@@ -27,7 +27,7 @@ class View:
     """A photograph, by path or URI: look at its field instead; the centred square of it is taken."""
     size: str = "16384"
     """Pixels at the deepest zoom: 16384 for a square, 3000x2000 for width x height."""
-    statistics: Literal["window", "reference"] = "window"
+    statistics: Literal["window", "reference"] = "reference"
     """Where the renderer's norms take their statistics; both give tiles without seams."""
     port: int = 0
     """0: a free one."""

@@ -31,7 +31,7 @@ from infd.generation.model import Model, load_model
 from infd.generation.reconstruct import To8Bits, to_pixels
 from infd.generation.registry import resolve
 from infd.models.autoencoder import Autoencoder
-from infd.models.fields import Field, Mode
+from infd.models.fields import DEFAULT_MODE, Field, Mode
 
 KEPT_FIELDS = 4
 UNIT = 32
@@ -71,7 +71,7 @@ class Fields(Protocol):
 class RenderedSource:
     """Renders of fields, a `Source` of square images. Law: a patch is the crop of the render of its view."""
 
-    def __init__(self, fields: Fields, *, side: int, mode: Mode = "whole", to_8_bits: To8Bits = "nearest") -> None:
+    def __init__(self, fields: Fields, *, side: int, mode: Mode = DEFAULT_MODE, to_8_bits: To8Bits = "nearest") -> None:
         """`side` of the images, pixels; 0: of what each field stands for. `mode`: of the renderer's norms.
 
         Raises EvaluationError: no field, or side 0 and fields that stand for no image.
@@ -135,7 +135,7 @@ def digest(facts: dict[str, object]) -> str:
 
 
 def reconstructions(
-    truth: Source, uri: str, *, side: int = 0, mode: Mode = "whole", to_8_bits: To8Bits = "nearest", through_px: int = 0,
+    truth: Source, uri: str, *, side: int = 0, mode: Mode = DEFAULT_MODE, to_8_bits: To8Bits = "nearest", through_px: int = 0,
     device: str = "cpu",
 ) -> RenderedSource:
     """The centred views of `truth`, such as a dataset's split, through the autoencoder of a checkpoint and back.
@@ -333,7 +333,7 @@ def told(seeds: Sequence[int]) -> str:
 
 
 def stored(
-    uri: str, truth: Source | None = None, *, split: Split = "all", side: int = 0, mode: Mode = "whole",
+    uri: str, truth: Source | None = None, *, split: Split = "all", side: int = 0, mode: Mode = DEFAULT_MODE,
     to_8_bits: To8Bits = "nearest", device: str = "cpu",
 ) -> RenderedSource:
     """The renders of encoded latents, by the autoencoder that lies with them. Arguments as `Stored`, `reconstructions`."""

@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from infd.config import AutoencoderConfig
+from infd.config import AutoencoderConfig, seen_px
 
 NOT_STATED = "not stated"
 TAGS = ("image-neural-field", "autoencoder", "arbitrary-resolution", "infd")
@@ -33,7 +33,8 @@ lowres = torch.zeros(1, 3, {side}, {side})                # an RGB image in [-1,
 with torch.no_grad():
     z = model.encode(lowres).{latent}
     phi = model.decode(z).sample                      # (1, {phi_dim}, {side}, {side}): features, not colours
-    image = Field(phi, renderer).render(384, 256)     # (1, 3, 384, 256), about [-1, 1], at any size
+    field = Field(phi, renderer, patch_px={patch_px})       # the side of what R's norms saw at once in training
+    image = field.render(384, 256)                    # (1, 3, 384, 256), about [-1, 1], at any size
 '''
 
 CARD = '''\
@@ -99,7 +100,7 @@ def model_card(
     use = USE.format(
         class_name=class_name, clif=", ".join(f"{name}={value}" for name, value in clif.items()), side=side,
         latent="latent_dist.mode()" if config.quantizer == "kl" else "latents", phi_dim=config.phi_dim,
-        import_padding=import_padding, padding=padding)
+        import_padding=import_padding, padding=padding, patch_px=seen_px(meta["config"]))
     return CARD.format(
         header=header(licence, fine_tuned=bool(meta.get("origin")) and bool(meta.get("step"))), side=side,
         latent_sides=f"{side // config.factor} x {side // config.factor} x {config.z_dim}", class_name=class_name,

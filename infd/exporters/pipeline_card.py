@@ -50,7 +50,8 @@ with torch.no_grad():
         z = scheduler.step(said, t, z{step}).prev_sample
     z = z / vqvae.config.scaling_factor               # times {scale:.6g}: from the denoiser's scale to the decoder's
     phi = vqvae.decode(z).sample                      # (1, {phi_dim}, {lowres_px}, {lowres_px}): features, not colours
-    image = Field(phi, renderer).render(384, 256)     # (1, 3, 384, 256), about [-1, 1], at any size
+    field = Field(phi, renderer, patch_px={patch_px})       # the side of what R's norms saw at once in training
+    image = field.render(384, 256)                    # (1, 3, 384, 256), about [-1, 1], at any size
 '''
 
 CALL = '''
@@ -59,7 +60,7 @@ diffusers' own loop does it too, once the renderer stands where the decoder's la
 ```python
 class Rendered(torch.nn.Module):
     def forward(self, phi):
-        return Field(phi, renderer).render(384, 256)
+        return Field(phi, renderer, patch_px={patch_px}).render(384, 256)
 
 
 decoder.conv_out = Rendered()
@@ -181,14 +182,15 @@ def use_text(model: Model, classes: Mapping[str, str]) -> str:
         **classes, import_padding=import_padding, padding=padding, condition=condition, seen=seen, step=step, seed=SEED,
         steps=STEPS, clif=", ".join(f"{name}={value}" for name, value in clif_arguments(config).items()),
         z_dim=config.z_dim, side=model.side, scale=model.diffusion.scale, phi_dim=config.phi_dim,
-        lowres_px=model.autoencoder.lowres_px)
+        lowres_px=model.autoencoder.lowres_px, patch_px=model.autoencoder.patch_px)
 
 
 def call_text(model: Model) -> str:
     """How diffusers' own loop does it; or that it does not."""
     lacks = [word for word, has in (("condition", model.denoiser.config.condition != "none"),
                                     ("flow", model.diffusion.objective == "flow")) if has]
-    return NO_CALL.format(lacks=" and no ".join(lacks)) if lacks else CALL.format(seed=SEED, steps=STEPS)
+    return NO_CALL.format(lacks=" and no ".join(lacks)) if lacks else CALL.format(
+        seed=SEED, steps=STEPS, patch_px=model.autoencoder.patch_px)
 
 
 def types_note(classes: Mapping[str, str]) -> str:

@@ -27,7 +27,7 @@ LocalMode = Literal["window", "reference"]
 class DeepZoom:
     """The pyramid of one field, width x height at its last level."""
 
-    def __init__(self, field: Field, width: int, height: int, *, statistics: LocalMode = "window") -> None:
+    def __init__(self, field: Field, width: int, height: int, *, statistics: LocalMode = "reference") -> None:
         if len(field) != 1:
             raise ValueError(f"a field of {len(field)} images: expected one; take field[k]")
         if width < 1 or height < 1:

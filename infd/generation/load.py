@@ -4,7 +4,7 @@ from torch import Tensor
 
 from infd import checkpoint
 from infd.checkpoint import Checkpoint
-from infd.config import AutoencoderConfig, ConfigT, DenoiserConfig, unflat
+from infd.config import AutoencoderConfig, ConfigT, DenoiserConfig, seen_px, unflat
 from infd.errors import CheckpointError, ConfigError
 from infd.generation.registry import resolve
 from infd.models.autoencoder import Autoencoder
@@ -19,9 +19,8 @@ def load_autoencoder(uri: str, *, device: str = "cpu") -> Autoencoder:
     found = checkpoint.load(resolve(uri))
     autoencoder = Autoencoder(autoencoder_config(found))
     checkpoint.put_into(f"checkpoint {found.uri}", autoencoder, shown_weights(found))
-    config = found.meta["config"]
-    autoencoder.lowres_px = int(config["crop.lowres_px"])
-    autoencoder.patch_px = int(config["crop.patch_px"]) + 2 * int(config.get("loss.query_pad_px", 0))
+    autoencoder.lowres_px = int(found.meta["config"]["crop.lowres_px"])
+    autoencoder.patch_px = seen_px(found.meta["config"])
     return autoencoder.to(device).eval().requires_grad_(False)
 
 

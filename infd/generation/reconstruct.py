@@ -106,8 +106,8 @@ def view_of(image: Image.Image) -> View:
 
 
 class Subject(NamedTuple):
-    """A photograph of side `native` and its field; all renders of it take the statistics of the norms at PANEL: no seams,
-    and one pass over the pixels."""
+    """A photograph of side `native` and its field; all renders of it take the same statistics of the norms, those of the
+    mode "reference", which are made once."""
 
     view: View
     native: int
@@ -120,7 +120,7 @@ def subject(autoencoder: Autoencoder, view: View, *, native: int, lowres_px: int
     """The photograph `view` of side `native`, encoded."""
     side = min(native, 2 * lowres_px)
     field = field_of(autoencoder, view(side, 0, 0, side), lowres_px=lowres_px)
-    return Subject(view, native, lowres_px, field, field.statistics(PANEL, PANEL))
+    return Subject(view, native, lowres_px, field, field.reference())
 
 
 def compare(seen: Subject, *, most_px: int, sizes: Sequence[int] = (256, 512)) -> list[Panel]:

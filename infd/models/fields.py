@@ -20,7 +20,8 @@ from infd.models.statistics import Windows, whole
 
 Mode = Literal["whole", "window", "reference", "tile"]
 """Where the statistics of the renderer's norms come from: see `Field.render_tiles`."""
-DEFAULT_MODE: Mode = "whole"
+DEFAULT_MODE: Mode = "reference"
+"""No seams, one pass over the pixels, and a part costs only itself; docs/benchmarks.md, render, has the figures."""
 
 # ---------------------------------------------------------------- queries
 
@@ -79,7 +80,7 @@ class Field:
 
     A render of H x W with H != W samples the square field anisotropically: its cell is (2 / H, 2 / W).
     Never builds a graph; training renders through `Autoencoder.forward`. patch_px is P, the side of what R's norms saw
-    at once in training; the modes "window" and "reference" need it. `field[k]` is image k of the batch alone.
+    at once in training; the modes "window" and "reference", the default, need it. `field[k]` is image k of the batch alone.
     """
 
     def __init__(self, phi: Tensor, renderer: CLIF, *, patch_px: int | None = None) -> None:
@@ -131,7 +132,7 @@ class Field:
         if tile_px < 1 or tile_pad_px < 0:
             raise ValueError(f"tile_px={tile_px}, tile_pad_px={tile_pad_px}: must be at least 1 and 0")
         region, image = checked_box(height, width, box), Box(0, 0, height, width)
-        if height <= tile_px and width <= tile_px and statistics in ("whole", "tile"):
+        if height <= tile_px and width <= tile_px and self._own(statistics, height, width):
             yield region, region.of(self._call(image, height, width, None), image)
         elif statistics == "tile":
             for part in tiles(image, tile_px):
@@ -179,6 +180,10 @@ class Field:
             case Statistics() | Windows():
                 return statistics
         raise ValueError(f"statistics={statistics!r}: expected whole, window, reference, tile, or statistics of a field")
+
+    def _own(self, statistics: Mode | Statistics | Windows, height: int, width: int) -> bool:
+        """Whether the statistics are those of the H x W render itself."""
+        return statistics in ("whole", "tile") or (statistics == "reference" and height == width == self._patch_px("reference"))
 
     def _patch_px(self, mode: str) -> int:
         if self.patch_px is None:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from infd import checkpoint
-from infd.config import AutoencoderTrainingConfig
+from infd.config import AutoencoderTrainingConfig, flat, seen_px
 from infd.data.loader import Batch
 from infd.losses.adversarial import (
     adaptive_weight,
@@ -99,6 +99,7 @@ class AutoencoderStage:
         torch.backends.cudnn.allow_tf32 = config.loop.precision != "float32"  # torch allows it where nobody says no
         torch.manual_seed(config.loop.seed)
         autoencoder = self._placed(Autoencoder(config.model))
+        autoencoder.lowres_px, autoencoder.patch_px = config.crop.lowres_px, seen_px(flat(config))
         if start is not None:
             checkpoint.put_into("the starting checkpoint's autoencoder", autoencoder,
                          of_part(start, "autoencoder_average") or of_part(start, "autoencoder"))

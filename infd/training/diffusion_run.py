@@ -170,7 +170,7 @@ class DiffusionWork:
 
     def _row(self, model: Model, z: Tensor, *, seed: int) -> list[Panel]:
         field = model.field(z)
-        statistics = field.statistics(PANEL, PANEL)
+        statistics = field.reference()
         panels = []
         for side in sorted({min(side, self.run.config.loop.preview_px) for side in SIDES}):
             panels.append(Panel(to_image(field.render(side, side, statistics=statistics)), f"seed {seed} at {side}"))

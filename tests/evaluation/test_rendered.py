@@ -148,7 +148,7 @@ def test_law_fingerprints_tell_apart_all_that_changes_the_images(first, second, 
     other = autoencoder_checkpoint(tmp_path / "other", seed=1)
     sources = [drawn(second, range(3), side=32, config=QUICK), drawn(second, range(4), side=32, config=QUICK),
                drawn(second, range(3), side=40, config=QUICK), drawn(second, range(3), side=32),
-               drawn(second, range(3), side=32, config=SampleConfig(steps=2, mode="reference")),
+               drawn(second, range(3), side=32, config=SampleConfig(steps=2, mode="whole")),
                reconstructions(truth, first), reconstructions(truth, first, side=40), reconstructions(truth, other)]
     assert len({source.fingerprint() for source in sources}) == len(sources)
     copy = storage.join(str(tmp_path), "copy")

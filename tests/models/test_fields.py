@@ -133,12 +133,12 @@ def test_law_published_tiles_depend_on_their_size_and_whole_ones_do_not():
 def test_law_frozen_statistics_are_those_of_their_render():
     frozen = FIELD.statistics(24, 31, tile_px=10)
     assert frozen.mean.shape == frozen.var.shape == (5, 2, 4) and frozen.mean.dtype == torch.float32
-    whole = FIELD.render(24, 31)
+    whole = FIELD.render(24, 31, statistics="whole")
     torch.testing.assert_close(FIELD.render(24, 31, statistics=frozen), whole, rtol=0, atol=1e-4)
     torch.testing.assert_close(FIELD.render(24, 31, statistics=frozen, tile_px=9), whole, rtol=0, atol=1e-4)
     other = FIELD.render(31, 24, statistics=frozen, tile_px=64)
     torch.testing.assert_close(FIELD.render(31, 24, statistics=frozen, tile_px=7), other, rtol=0, atol=1e-4)
-    assert (other - FIELD.render(31, 24)).abs().max() > 1e-3
+    assert (other - FIELD.render(31, 24, statistics="whole")).abs().max() > 1e-3
 
 
 @pytest.mark.slow
@@ -174,12 +174,12 @@ def test_golden_renders_whole_and_in_published_tiles():
     with torch.no_grad():
         field = network.field(stage_one["encoder.z"][:1])
     found = {
-        "whole_40x56": field.render(40, 56),
-        "untiled_60": field.render(60, 60),
+        "whole_40x56": field.render(40, 56, statistics="whole"),
+        "untiled_60": field.render(60, 60, statistics="whole"),
         "tiled_60_p24_pad8": field.render(60, 60, statistics="tile", tile_px=24),
         "tiled_60_p24_pad0": field.render(60, 60, statistics="tile", tile_px=24, tile_pad_px=0),
     }
     for name, rgb in found.items():
         assert golden.relative_error(rgb, stage_one[f"render.{name}"]) < 1e-5, name
-    streamed = field.render(60, 60, tile_px=24)
+    streamed = field.render(60, 60, statistics="whole", tile_px=24)
     assert golden.relative_error(streamed, stage_one["render.untiled_60"]) < 1e-5

@@ -120,6 +120,17 @@ def test_law_a_render_of_one_window_is_a_patch_of_training():
         torch.testing.assert_close(FIELD.render(height, width, statistics="window"), patch, rtol=0, atol=1e-4)
 
 
+def test_law_the_render_of_p_x_p_is_its_own_reference(monkeypatch):
+    """Without a pass for the statistics: the renderer is called once."""
+    patch, forward, calls = FIELD.render(P, P, statistics="whole"), FIELD.renderer.forward, []
+    monkeypatch.setattr(FIELD.renderer, "forward", lambda *given: calls.append(given) or forward(*given))
+    monkeypatch.setattr(FIELD, "statistics", lambda *_, **__: pytest.fail("statistics were made"))
+    torch.testing.assert_close(FIELD.render(P, P), patch, rtol=0, atol=0)
+    assert len(calls) == 1
+    monkeypatch.undo()
+    torch.testing.assert_close(FIELD.render(P, P, tile_px=7), patch, rtol=0, atol=1e-4)
+
+
 def test_law_a_window_has_the_statistics_of_a_patch_rendered_alone():
     """At the pixel in its centre: P is odd here."""
     field, side = Field(FIELD.phi, FIELD.renderer, patch_px=13), 39

@@ -8,8 +8,10 @@ import torch
 from torch import Tensor
 from training_batches import random_batch, small
 
-from infd.config import AutoencoderTrainingConfig, CropConfig, DiscriminatorConfig
+from infd import checkpoint
+from infd.config import AutoencoderTrainingConfig, CropConfig, DiscriminatorConfig, flat
 from infd.errors import CheckpointError, ConfigError
+from infd.generation.load import load_autoencoder
 from infd.training.autoencoder import AutoencoderStage, codebook_use
 from infd.training.optimizers import average_into
 from infd.training.scales import ScaleMeans, octaves
@@ -110,7 +112,7 @@ def test_law_scale_equivariance_compares_the_halved_latent_with_the_halved_view(
     z = stage.autoencoder.encode(lowres)
     found = stage.autoencoder.scale_equivariance(lowres, z)
     half = [torch.nn.functional.interpolate(image, scale_factor=0.5, mode="area") for image in (z, lowres)]
-    wanted = (stage.autoencoder.field(half[0]).render(32, 32) - half[1]).abs().mean()
+    wanted = (stage.autoencoder.field(half[0]).render(32, 32, statistics="whole") - half[1]).abs().mean()
     torch.testing.assert_close(found.detach(), wanted)
     found.backward()
     assert stage.autoencoder.quant_conv.weight.grad is not None
@@ -159,6 +161,17 @@ def test_a_patch_that_is_the_whole_view_is_not_padded():
     batch = random_batch(plain.config, 1)
     batch.r[:], batch.y[:], batch.x[:] = 48, 0, 0
     torch.testing.assert_close(padded.step(batch, 1)["train/loss"], plain.step(batch, 1)["train/loss"])
+
+
+@pytest.mark.parametrize("pad_px", [0, 8])
+def test_fields_of_a_stage_and_of_its_checkpoint_know_what_the_norms_saw(tmp_path, pad_px):
+    stage = stage_of(changed(small(gan=0.0, query_pad_px=pad_px), "optimizer", ema_decay=0.5))
+    checkpoint.save(str(tmp_path / "saved"), model=stage.model_state(), train_state={},
+                    meta={"stage": "autoencoder", "step": 1, "config": flat(stage.config)})
+    loaded = load_autoencoder(str(tmp_path / "saved"))
+    for network in (stage.autoencoder, stage.shown, loaded):
+        assert network.patch_px == stage.config.crop.patch_px + 2 * pad_px
+        assert network.lowres_px == stage.config.crop.lowres_px
 
 
 # ---------------------------------------------------------------- parts that stay
