@@ -27,8 +27,8 @@ class InfdError(Exception):
     exit_code = 1
 
 
-class ConfigError(InfdError, ValueError):
-    """A setting that cannot work. A ValueError too, so that the command line reports it as usage."""
+class ConfigError(InfdError):
+    """A setting that cannot work. No ValueError: the command line's parser would bury those of nested configs in a box."""
 
     exit_code = 2
 

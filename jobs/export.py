@@ -37,9 +37,9 @@ class Export:
 
 
 def main(argv: list[str] | None = None) -> int:
-    args = tyro.cli(Export, args=argv, config=(tyro.conf.FlagCreatePairsOff,))
-    logs.to_stderr()
     try:
+        args = tyro.cli(Export, args=argv, config=(tyro.conf.FlagCreatePairsOff,))
+        logs.to_stderr()
         from infd.exporters.diffusers_layout import export  # here, so that --help loads no torch
 
         print(export(args.checkpoint, args.out, licence=args.licence, scaling_factor=args.scaling_factor,

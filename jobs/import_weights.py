@@ -47,9 +47,9 @@ class ImportWeights:
 
 
 def main(argv: list[str] | None = None) -> int:
-    args = tyro.cli(ImportWeights, args=argv, config=(tyro.conf.FlagCreatePairsOff,))
-    logs.to_stderr()
     try:
+        args = tyro.cli(ImportWeights, args=argv, config=(tyro.conf.FlagCreatePairsOff,))
+        logs.to_stderr()
         print(import_weights(args))
     except InfdError as error:
         print(f"import_weights: {error}", file=sys.stderr)

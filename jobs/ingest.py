@@ -13,7 +13,7 @@ from typing import Annotated
 import tyro
 
 from infd.config import IngestConfig
-from infd.errors import InfdError
+from infd.errors import ConfigError, InfdError
 from pipelines import logs
 
 
@@ -35,7 +35,7 @@ class Ingest:
 
     def __post_init__(self) -> None:
         if not 0 <= self.most_removed <= 1:
-            raise ValueError(f"most_removed={self.most_removed}: must lie between 0 and 1")
+            raise ConfigError(f"most_removed={self.most_removed}: must lie between 0 and 1")
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -13,7 +13,7 @@ from typing import Literal
 
 import tyro
 
-from infd.errors import InfdError
+from infd.errors import ConfigError, InfdError
 from pipelines import logs
 
 
@@ -35,15 +35,15 @@ class Refresh:
 
     def __post_init__(self) -> None:
         if self.sample < 0:
-            raise ValueError(f"sample={self.sample}: must not be below 0")
+            raise ConfigError(f"sample={self.sample}: must not be below 0")
         if not 0 <= self.most_removed <= 1:
-            raise ValueError(f"most_removed={self.most_removed}: must lie between 0 and 1")
+            raise ConfigError(f"most_removed={self.most_removed}: must lie between 0 and 1")
 
 
 def main(argv: list[str] | None = None) -> int:
-    args = tyro.cli(Refresh, args=argv, description=__doc__)
-    logs.to_stderr()
     try:
+        args = tyro.cli(Refresh, args=argv, description=__doc__)
+        logs.to_stderr()
         from pipelines.refresh import refresh
 
         done = refresh(args.dataset, remove_missing=args.remove_missing, most_removed=args.most_removed,

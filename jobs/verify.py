@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import tyro
 
-from infd.errors import InfdError
+from infd.errors import ConfigError, InfdError
 from pipelines import logs
 
 
@@ -27,15 +27,15 @@ class Verify:
 
     def __post_init__(self) -> None:
         if self.sample < 0 or self.seed < 0:
-            raise ValueError(f"sample={self.sample}, seed={self.seed}: neither may be below 0")
+            raise ConfigError(f"sample={self.sample}, seed={self.seed}: neither may be below 0")
 
 
 def main(argv: list[str] | None = None) -> int:
-    args = tyro.cli(Verify, args=argv, description=__doc__)
-    logs.to_stderr()
-    from infd.data import verify
-
     try:
+        args = tyro.cli(Verify, args=argv, description=__doc__)
+        logs.to_stderr()
+        from infd.data import verify
+
         made = verify.verify_full(args.dataset) if args.full else verify.verify(
             args.dataset, sample=args.sample, seed=args.seed)
     except InfdError as error:

@@ -89,7 +89,23 @@ def test_law_a_worse_set_is_further_away(real, tmp_path, kind, crops):
         assert values[0] < values[1] < values[2], found[0].metrics[index].name
     assert found[0].metrics[0].value > 1e-9
     shares = [one.metrics[2].value + one.metrics[3].value for one in found]
-    assert 2 > shares[0] >= shares[2]       # precision and recall of 40 images are too coarse for more; see their own tests
+    assert 2 > shares[0] >= shares[2]       # precision and recall of 40 images are too coarse for more; see the next law
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", DEGRADATIONS)
+def test_law_precision_and_recall_fall_as_more_images_are_bad(real, tmp_path, kind):
+    """Not as one image gets worse: recall of sets far away is chance, because a stray image has a large ball."""
+    found = []
+    for bad in (10, 20, 30, 40):
+        levels = iter([3] * bad + [0] * (40 - bad))
+        worse = changed(tmp_path / str(bad), real,
+                        lambda image, levels=levels: DEGRADATIONS[kind](image, level) if (level := next(levels)) else image)
+        result = evaluate(distances(WholeImages(), metrics=("precision_recall",)), str(real), str(worse), network=NETWORK)
+        found.append([one.value for one in result.metrics])
+    precision, recall = (list(values) for values in zip(*found, strict=True))
+    assert 0.8 > precision[0] > precision[1] > precision[2] > precision[3]
+    assert recall == sorted(recall, reverse=True) and recall[3] < 0.95
 
 
 def test_law_the_same_run_twice_gives_the_same_bytes(real, other):

@@ -1,8 +1,11 @@
 """Power spectra: by the sum itself, noise, waves, streaming."""
 
+import functools
+import operator
+
 import numpy as np
 import pytest
-from evaluation.degraded import blurred, noisy
+from evaluation.degraded import DEGRADATIONS, blurred, noisy
 from pictures import picture
 from refs import metrics
 
@@ -52,6 +55,20 @@ def test_law_blur_takes_the_high_end_away_and_noise_adds_to_it():
         found = [distance_db(plain, Spectrum.of(worse(image, level))) for level in (1, 2, 3)]
         assert 0 < found[0] < found[1] < found[2]
     assert distance_db(plain, plain) == 0
+
+
+@pytest.mark.parametrize("kind", DEGRADATIONS)
+def test_law_the_more_images_are_bad_the_further_the_spectrum(kind):
+    images = [np.asarray(picture(64, 64, seed)) for seed in range(8)]
+    worse = [DEGRADATIONS[kind](image, 3) for image in images]
+    plain = total(images)
+    found = [distance_db(plain, total(worse[:bad] + images[bad:])) for bad in (0, 2, 4, 6, 8)]
+    assert found[0] == 0 and found == sorted(found) and len(set(found)) == 5
+
+
+def total(images: list[np.ndarray]) -> Spectrum:
+    """The spectrum of a set."""
+    return functools.reduce(operator.add, map(Spectrum.of, images))
 
 
 def test_law_a_flat_image_has_no_power_and_a_finite_distance():
