@@ -25,6 +25,8 @@ from pipelines.report_tables import (
 ARROWS = {"lower": " ↓", "higher": " ↑", "": ""}
 RIVALS = 3
 """Figures that are told of two results of one condition."""
+NAMED = 3
+"""Runs without results whose names are told."""
 
 
 def number(value: float) -> str:
@@ -57,13 +59,26 @@ def cautions(rows: Sequence[Row]) -> list[str]:
     """What results say of themselves that a reader must know, and what rows say of their results. No full stop at the end."""
     said = [note for row in rows for result in row.results for note in result.notes]
     said += [changed(row) for row in rows if row.stale]
-    return list(dict.fromkeys([*said, *(one for row in rows for one in rivals(row))]))
+    return list(dict.fromkeys([*said, *(one for row in rows for one in rivals(row)), *unjudged(rows)]))
 
 
 def changed(row: Row) -> str:
     """Of a row whose checkpoint is another one today."""
     return (f"{row.name}: {row.address} holds another checkpoint today; these figures are of the one with content "
             f"{row.content[:8]}, which lay there before; evaluate the new one, or leave {', '.join(row.folders)} out")
+
+
+def unjudged(rows: Sequence[Row]) -> Iterator[str]:
+    """Of runs without any result, a line for each stage: the command that judges the first of them."""
+    for protocol, drawn in (("reconstruction", False), ("kid", True)):
+        runs = [(row.name, row.run) for row in rows
+                if row.run and row.run.best and not row.results and bool(row.run.record["latents"]) == drawn]
+        if runs:
+            more = f" and {len(runs) - NAMED} more" if len(runs) > NAMED else ""
+            names = ", ".join(name for name, _ in runs[:NAMED]) + more
+            first = runs[0][1]
+            yield (f"{names}: not judged yet, so that training's own validation is all there is; python jobs/evaluate.py "
+                   f"{protocol} {first.record['snapshot']} {first.uri}/checkpoints/best judges {runs[0][0]}")
 
 
 def rivals(row: Row) -> Iterator[str]:

@@ -21,6 +21,7 @@ def evaluated(world: World, config: AutoencoderTrainingConfig, dataset: str) -> 
     torch.set_num_threads(1)
     torch.manual_seed(0)
     network = Autoencoder(config.model)
+    network.patch_px = config.crop.patch_px
     judge = evaluation.reconstructions(config, open_dataset(dataset), shown=lambda: network, world=world)
     assert judge is not None
     return judge()

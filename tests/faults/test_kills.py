@@ -23,7 +23,7 @@ from pipelines.ingest import ingest
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIG = IngestConfig(codec="png", tile_px=64, min_side_px=48, shard_bytes=30_000)
-KILLS, FEW_KILLS, REFRESH_KILLS, JOB_KILLS = 20, 4, 3, 4
+KILLS, FEW_KILLS, REFRESH_KILLS, JOB_KILLS = 20, 2, 3, 4
 
 WITHOUT_RAY = """
 import sys

@@ -65,8 +65,14 @@ def test_law_each_image_has_its_own_pictures(trained, tmp_path):
     assert len(written) == 3 and first.shape == (24, 24, 3) and not np.array_equal(first, second)
 
 
+def untrained() -> Autoencoder:
+    network = Autoencoder(tiny().model).eval()
+    network.patch_px = tiny().crop.patch_px
+    return network
+
+
 def test_law_a_photo_is_encoded_once_and_rendered_size_by_size(monkeypatch):
-    autoencoder, done = Autoencoder(tiny().model).eval(), []
+    autoencoder, done = untrained(), []
     encode, render = Autoencoder.encode, Field.render
     monkeypatch.setattr(Autoencoder, "encode", lambda *args: done.append("encode") or encode(*args))
     monkeypatch.setattr(Field, "render", lambda *args: done.append("render") or render(*args))
@@ -98,7 +104,7 @@ def test_law_panels_of_a_giant_photograph_hold_no_more_than_they_show(monkeypatc
         return out
 
     monkeypatch.setattr(Field, "render", recorded)
-    seen = subject(Autoencoder(tiny().model).eval(), view, native=native, lowres_px=64)
+    seen = subject(untrained(), view, native=native, lowres_px=64)
     panels = [*compare(seen, most_px=300), *deep_zoom(seen)]
     assert max(asked) <= PANEL * ZOOM
     assert rendered == [(256, 256, 256), (300, 300, 300), (PANEL * ZOOM, PANEL, PANEL), (native, DEEP_PX, DEEP_PX)]
@@ -111,7 +117,7 @@ def test_law_panels_of_a_giant_photograph_hold_no_more_than_they_show(monkeypatc
 @pytest.mark.slow
 @pytest.mark.parametrize("native", [200, 1000, 5000])
 def test_the_deep_zoom_is_where_most_is_to_be_seen(native):
-    seen = subject(Autoencoder(tiny().model).eval(), busy_corner, native=native, lowres_px=64)
+    seen = subject(untrained(), busy_corner, native=native, lowres_px=64)
     pixels = np.asarray(deep_zoom(seen)[0].image, np.float32)
     assert pixels.shape == (DEEP_PX, DEEP_PX, 3) and (pixels != 128).mean() > 0.5 * min(1, 0.05 * native / DEEP_PX) ** 2
 

@@ -125,6 +125,10 @@ def test_a_checkpoint_that_is_another_one_today_has_no_run_and_is_told_of(tmp_pa
     (run / "run.json").write_text(json.dumps({"preset": "tiny", "config": {"loop.steps": 4}, "snapshot": "s@1", "start": None}))
     photos = FolderSource(str(folder(tmp_path / "photos", [(48, 48)])))
     source = reconstructions(photos, address)
+    [new] = named(read_rows([str(run)]))
+    assert cautions([new]) == [
+        "vq: not judged yet, so that training's own validation is all there is; python jobs/evaluate.py reconstruction s@1 "
+        f"{run}/checkpoints/best judges vq"]
     put(run / "evaluations", one=result(judged=source.describe()))
     [fresh] = named(read_rows([str(run)]))
     assert not fresh.stale and fresh.run is not None and cautions([fresh]) == []

@@ -77,7 +77,7 @@ def test_law_a_tile_is_a_picture_of_its_part(server):
     status, kind, body = answer(server, "/tiles/11/1_2.jpg")
     assert (status, kind) == (200, "image/jpeg")
     found = np.array(Image.open(io.BytesIO(body))).astype(int)
-    wanted = np.array(to_image(FIELD.render(2000, 2000, statistics="window", box=(507, 253, 763, 509))))
+    wanted = np.array(to_image(FIELD.render(2000, 2000, statistics="reference", box=(507, 253, 763, 509))))
     assert found.shape == wanted.shape and np.abs(found - wanted).mean() < 3
     assert answer(server, "/tiles/11/1_2.jpg")[2] == body
     status, _, nothing = answer(server, "/tiles/11/1_2.jpg", method="HEAD")
@@ -161,7 +161,7 @@ def test_law_a_browser_shows_the_render(server, tmp_path):
     inner, column = side // 2, left + side // 4
     errors = []
     for level_px in (250, 500):                   # the browser shows one of these levels, at another scale
-        render = to_image(FIELD.render(level_px, level_px, statistics="window")).resize((side, side), Image.Resampling.BILINEAR)
+        render = to_image(FIELD.render(level_px, level_px)).resize((side, side), Image.Resampling.BILINEAR)
         middle = np.array(render, float)[side // 4:side // 4 + inner, side // 4:side // 4 + inner]
         errors += [np.abs(seen[first:first + inner, column:column + inner] - middle).mean() for first in range(500 - inner)]
     assert min(errors) < 8 < np.median(errors)    # in the middle of a viewport whose height the browser chose
