@@ -158,10 +158,13 @@ def make_encoder(config: AutoencoderConfig) -> nn.Module:
     torchvision_ready()
     from diffusers.models.autoencoders.vae import Encoder
 
-    encoder = Encoder(
+    from infd.models.blocks import with_lean_blocks
+
+    encoder: nn.Module = Encoder(
         in_channels=3, out_channels=config.z_dim, down_block_types=("DownEncoderBlock2D",) * len(config.widths),
         block_out_channels=config.widths, layers_per_block=config.blocks, norm_num_groups=config.norm_groups,
         double_z=config.quantizer == "kl", mid_block_add_attention=config.mid_attention)
+    encoder = with_lean_blocks(encoder)
     return replicate_padding(encoder) if config.padding == "replicate" else encoder
 
 
@@ -170,12 +173,15 @@ def make_decoder(config: AutoencoderConfig) -> nn.Module:
     torchvision_ready()
     from diffusers.models.autoencoders.vae import Decoder
 
+    from infd.models.blocks import with_lean_blocks
+
     decoder: nn.Module = Decoder(
         in_channels=config.z_dim, out_channels=3, up_block_types=("UpDecoderBlock2D",) * len(config.widths),
         block_out_channels=config.widths, layers_per_block=config.blocks, norm_num_groups=config.norm_groups,
         mid_block_add_attention=config.mid_attention)
     for name in ("conv_norm_out", "conv_act", "conv_out"):
         setattr(decoder, name, nn.Identity())
+    decoder = with_lean_blocks(decoder)
     return replicate_padding(decoder) if config.padding == "replicate" else decoder
 
 

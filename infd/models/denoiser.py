@@ -70,6 +70,8 @@ def unet(config: DenoiserConfig) -> nn.Module:
     from diffusers.models.unets.unet_2d import UNet2DModel
     from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 
+    from infd.models.blocks import with_lean_blocks
+
     deeper = len(config.widths) - 1
     common = {
         "in_channels": config.z_dim, "out_channels": config.z_dim, "block_out_channels": config.widths,
@@ -87,4 +89,4 @@ def unet(config: DenoiserConfig) -> nn.Module:
             **common, down_block_types=("DownBlock2D", *["AttnDownBlock2D"] * deeper),  # pyright: ignore
             up_block_types=(*["AttnUpBlock2D"] * deeper, "UpBlock2D"),  # pyright: ignore
             attention_head_dim=config.head_dim, num_class_embeds=config.classes + 1 if config.classes else None)
-    return cast(nn.Module, net)
+    return with_lean_blocks(cast(nn.Module, net))

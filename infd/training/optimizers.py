@@ -30,8 +30,11 @@ def adam(module: nn.Module, config: OptimizerConfig) -> torch.optim.Adam:
 
 def update(optimizer: torch.optim.Adam, config: OptimizerConfig, step: int) -> Tensor:
     """One step of Adam at the rate of `step`, the gradient clipped first where asked; its norm before that, a scalar."""
-    gradients = [parameter.grad for group in optimizer.param_groups for parameter in group["params"]
-                 if parameter.grad is not None]
+    learning = [parameter for group in optimizer.param_groups for parameter in group["params"] if parameter.grad is not None]
+    for parameter in learning:
+        if parameter.grad.stride() != parameter.stride():   # fused Adam walks memory: it would update other weights
+            parameter.grad = as_of(parameter, parameter.grad)
+    gradients = [parameter.grad for parameter in learning]
     norm = torch.nn.utils.get_total_norm(gradients)
     if config.clip_norm > 0:
         torch._foreach_mul_(gradients, (config.clip_norm / (norm + 1e-6)).clamp(max=1))  # pyright: ignore[reportPrivateImportUsage]

@@ -1,0 +1,59 @@
+"""The lean residual block: diffusers' own numbers, bit for bit, and its layout in memory."""
+
+import copy
+
+import pytest
+import torch
+from diffusers.models.resnet import ResnetBlock2D
+from torch import Tensor, nn
+
+from infd.models import autoencoder, denoiser
+from infd.models.blocks import ResBlock, with_lean_blocks
+from infd.presets import ldm_tiny, tiny
+
+
+def blocks() -> list[ResnetBlock2D]:
+    torch.manual_seed(0)
+    return [ResnetBlock2D(in_channels=8, out_channels=8, temb_channels=None, groups=4),
+            ResnetBlock2D(in_channels=8, out_channels=12, temb_channels=None, groups=4, time_embedding_norm="group"),
+            ResnetBlock2D(in_channels=8, out_channels=12, temb_channels=5, groups=4)]
+
+
+def ends(block: nn.Module, layout: torch.memory_format) -> list[Tensor]:
+    """Output and gradients of one pass in training."""
+    torch.manual_seed(1)
+    x = torch.randn(2, 8, 6, 6).contiguous(memory_format=layout).requires_grad_()
+    out = block.train()(x, torch.randn(2, 5) if block.time_emb_proj is not None else None)
+    out.square().sum().backward()
+    return [out.detach(), x.grad, *(parameter.grad for parameter in block.parameters())]
+
+
+@pytest.mark.parametrize("number", range(3))
+def test_ref_a_block_is_diffusers_bit_for_bit(number):
+    theirs = blocks()[number]
+    ours = with_lean_blocks(copy.deepcopy(theirs))
+    assert type(ours) is ResBlock and type(copy.deepcopy(ours)) is ResBlock
+    assert list(ours.state_dict()) == list(theirs.state_dict())
+    for found, wanted in zip(ends(ours, torch.contiguous_format), ends(theirs, torch.contiguous_format), strict=True):
+        torch.testing.assert_close(found, wanted, rtol=0, atol=0)
+
+
+def test_law_a_block_keeps_channels_last():
+    """Also what its shortcut sees, which diffusers copies to the plain layout."""
+    seen = []
+    block = with_lean_blocks(blocks()[2]).to(memory_format=torch.channels_last)
+    block.conv_shortcut.register_forward_hook(lambda module, given, out: seen.extend([given[0], out]))
+    seen.append(ends(block, torch.channels_last)[0])
+    assert len(seen) == 3 and all(one.is_contiguous(memory_format=torch.channels_last) for one in seen)
+
+
+def test_all_networks_have_lean_blocks():
+    networks = [autoencoder.make_encoder(tiny().model), autoencoder.make_decoder(tiny().model), denoiser.unet(ldm_tiny().model)]
+    kinds = [{type(module) for module in network.modules() if isinstance(module, ResnetBlock2D)} for network in networks]
+    assert kinds == [{ResBlock}] * 3
+
+
+def test_error_a_block_that_does_more():
+    for more in ({"up": True}, {"down": True}, {"output_scale_factor": 2.0}, {"time_embedding_norm": "scale_shift"}):
+        with pytest.raises(AssertionError, match="a block of another kind"):
+            with_lean_blocks(ResnetBlock2D(in_channels=8, temb_channels=5, groups=4, **more))
