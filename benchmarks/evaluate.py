@@ -2,7 +2,8 @@
 
 One random 256 x 256 crop of each PNG of 1024 x 1024 through the Inception of FID, weights drawn at random (their values change
 no time). A core: both are held to one, with one torch thread; the peer without loader processes and with them. Then ours on
-Ray with one worker and with two, without their start: the time that further blocks take.
+Ray with one worker and with two, without their start: the time that further blocks take; of these PNG, which threads beside
+the network decode, and of PNG no larger than the crop, where the network is the bound.
 
     python -m benchmarks.evaluate [--images 64] [--rounds 3]
 """
@@ -45,28 +46,29 @@ def main(argv: Sequence[str] = ()) -> None:
     args = parser.parse_args(list(argv))
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory(prefix="infd-bench-") as folder:
-        images = make_images(Path(folder) / "images", args.images)
+        images, small = (make_images(Path(folder) / str(side), args.images, side) for side in (R, P))
         network = inception(random_state())
         rows = in_turns({
             "ours, one core": ours(images, network),
             "torch-fidelity's loop, one core, no loader processes": peer(images, network, processes=False),
             "torch-fidelity's loop, one core, its 4 loader processes": peer(images, network, processes=True)}, args)
         with cluster.connect():
-            rows += [(f"ours on Ray, {workers} worker{'s' * (workers > 1)}", on_ray(images, workers, folder))
-                     for workers in (1, 2)]
+            rows += [(f"ours on Ray, PNG of {side}, {workers} worker{'s' * (workers > 1)}",
+                      on_ray(files, side, workers, folder))
+                     for files, side in ((images, R), (small, P)) for workers in (1, 2)]
     print(f"{args.images} PNG of {R} x {R} ({origin()}), one crop of {P} each, batch {BATCH}; on Ray {RAY_BATCH}, "
           f"torchvision's Inception; on one core the medians of {args.rounds} rounds, in turns.\n\n"
           "| what | images/s |\n|---|---|")
     for name, rate in rows:
         print(f"| {name} | {rate:.2f} |")
     print(f"\nOurs against the peer on a core: {rows[0][1] / max(rows[1][1], rows[2][1]):.2f} times its better way; two "
-          f"workers against one: {rows[4][1] / rows[3][1]:.2f} times.")
+          f"workers against one: {rows[4][1] / rows[3][1]:.2f} times, and {rows[6][1] / rows[5][1]:.2f} times of small PNG.")
 
 
-def make_images(folder: Path, count: int) -> str:
+def make_images(folder: Path, count: int, side: int) -> str:
     folder.mkdir()
     for index in range(count):
-        photograph(R, R, seed=index).save(folder / f"image-{index:04d}.png")
+        photograph(side, side, seed=index).save(folder / f"image-{index:04d}.png")
     return str(folder)
 
 
@@ -131,7 +133,7 @@ def peer(images: str, network: FeatureNetwork, *, processes: bool) -> Callable[[
     return lambda: get_featuresdict_from_dataset(Crops(), extractor, BATCH, False, not processes, False)
 
 
-def on_ray(images: str, workers: int, folder: str) -> float:
+def on_ray(images: str, side: int, workers: int, folder: str) -> float:
     """Images a second of all workers: of five times the blocks, what they take beyond a first one."""
     torch.manual_seed(0)
     path = Path(folder) / "network.pt"
@@ -139,14 +141,14 @@ def on_ray(images: str, workers: int, folder: str) -> float:
         torch.jit.trace(Traced(), torch.zeros(BATCH, 3, P, P)).save(str(path))  # pyright: ignore
     config = NetworkConfig(name="torchscript", weights=str(path), label="bench", input_px=P,
                            sha256=hashlib.sha256(path.read_bytes()).hexdigest())
-    protocol = Distances(name="pfid_infd", crops=OneCrop(p=P, r=R), network=config, batch=RAY_BATCH)
+    protocol = Distances(name="pfid_infd", crops=OneCrop(p=P, r=side), network=config, batch=RAY_BATCH)
     spec = SourceSpec(uri=images)
     source = FolderSource(images)
     cuts = plan(protocol.crops, source, source).b
     took = []
     with engine(ray=True, workers=workers, device="cpu") as made:
         for times in (1, 5):
-            work = f"{folder}/work-{workers}-{times}"
+            work = f"{folder}/work-{side}-{workers}-{times}"
             tasks = [task for k in range(times) for start in range(0, len(cuts), RAY_BATCH)
                      for task in feature_tasks(0, f"{k}-{start}", cuts[start:start + RAY_BATCH], work)]
             begun = time.perf_counter()
