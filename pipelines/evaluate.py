@@ -104,11 +104,35 @@ def evaluate_wish(
         # Seeds have no size before the protocol gives them one; they tell a protocol nothing either.
         seeds_first = len(specs) == 1 or bool(kind_at(specs[0].uri))
         truth = None if seeds_first else open_spec(specs[0], device=engine.device, opened=opened)
-        made = []
-        for protocol in protocols_of(wish, dataset=isinstance(truth, DatasetSource), low_px=low_side(wish, specs)):
-            sided = with_sides(protocol, specs, wish, truth)
-            made.append(evaluate(protocol, sided, out=out, engine=engine, cache=cache, pictures=pictures, opened=opened))
-        return made
+        wanted = [(protocol, with_sides(protocol, specs, wish, truth)) for protocol in protocols_of(
+            wish, dataset=isinstance(truth, DatasetSource), low_px=low_side(wish, specs))]
+        for protocol, sided in wanted:
+            require_possible(protocol, sources_of(sided, out=out, engine=engine, opened=opened))
+        return [evaluate(protocol, sided, out=out, engine=engine, cache=cache, pictures=pictures, opened=opened)
+                for protocol, sided in wanted]
+
+
+def require_possible(protocol: Protocol, sources: Sequence[Source]) -> None:
+    """Raise EvaluationError where images are too few or too small for the crops: of the last protocol, too, before the first
+    one is made."""
+    if isinstance(protocol, Distances):
+        for cuts in plans_of(protocol, sources).values():
+            library.require_counts(protocol, cuts, *sources)
+    elif isinstance(protocol, Spectra):
+        library.spectra_plan(protocol, *sources)
+
+
+def plans_of(protocol: Distances, sources: Sequence[Source]) -> dict[int, Plan]:
+    """The crops of both sets, by seed."""
+    a, b = sources
+    return {seed: plan(protocol.crops, a, b, seed=seed, count_a=protocol.count_a, count_b=protocol.count_b)
+            for seed in protocol.seeds}
+
+
+def sources_of(
+    specs: Sequence[SourceSpec], *, out: str, engine: Engine, opened: dict[SourceSpec, Source],
+) -> list[Source]:
+    return [open_spec(spec, device=engine.device, kept=storage.join(out, "work"), opened=opened) for spec in specs]
 
 
 def specs_of(wish: Wish) -> list[SourceSpec]:
@@ -218,7 +242,7 @@ def evaluate(
     Law: the result of `infd.evaluation.evaluate.evaluate` over the same sources, byte for byte on CPUs, however many workers.
     """
     opened = {} if opened is None else opened
-    sources = [open_spec(spec, device=engine.device, kept=storage.join(out, "work"), opened=opened) for spec in specs]
+    sources = sources_of(specs, out=out, engine=engine, opened=opened)
     if not isinstance(protocol, Consistency) and len(sources) != 2:
         raise EvaluationError(f"protocol {protocol.name}: {len(sources)} sources; expected two, the truth first; name both")
     found = network or (open_here(protocol, engine.device) if isinstance(protocol, Distances) else None)
@@ -257,8 +281,7 @@ def distances(scene: Scene, protocol: Distances, cache: str) -> Result:
     network = scene.network
     if network is None:
         raise AssertionError("distances without a network")
-    plans = {seed: plan(protocol.crops, a, b, seed=seed, count_a=protocol.count_a, count_b=protocol.count_b)
-             for seed in protocol.seeds}
+    plans = plans_of(protocol, scene.sources)
     for cuts in plans.values():
         library.require_counts(protocol, cuts, a, b)
     scene.do(units.latent_tasks(scene.sources))

@@ -338,6 +338,8 @@ def sized(side: int):
     (Path.unlink, ["reconstruction"], "img020.png: no image img020.* in"),
     (Path.unlink, ["pfid_infd", "--patch", "32/48", "--images", "24"], "bad: 23 images; the count that was asked for needs"),
     (Path.unlink, ["kid", "--kid-subset-size", "24"], "bad: 23 images; kid.subset_size needs at least 24"),
+    (Path.stat, ["pfid_infd", "--patch", "32/48", "32/64"], "48x48; crops.prepare=exact needs 64x64"),   # before the first
+    (Path.stat, ["spectra", "--patch", "32/48", "32/64"], "48x48; crops.prepare=exact needs 64x64"),
 ], ids=lambda one: " ".join(one) if isinstance(one, list) else "")
 def test_error_images_that_a_protocol_does_not_allow_are_named_with_the_rule(
         sets, tmp_path, capsys, scripted, harm, arguments, message):
