@@ -135,7 +135,7 @@ def quality(checkpoint: str, images: Sequence[str], side: int, tile_px: int, dev
     rows: dict[str, list[tuple[float, float, float, float]]] = {mode: [] for mode in MODES}
     for view, field in fields(checkpoint, images, side, device):
         photo = to_tensor(view).to(device)
-        untiled = jumps(field.render(view.height, view.width, tile_px=view.height), tile_px)
+        untiled = jumps(field.render(view.height, view.width, statistics="whole", tile_px=view.height), tile_px)
         for mode in MODES:
             begun = time.perf_counter()
             rgb = field.render(view.height, view.width, statistics=mode, tile_px=tile_px)

@@ -1,7 +1,7 @@
 """Everything that a user or an operator can mend, as one tree.
 
     InfdError
-    ├── ConfigError         a setting, or a combination of settings, that cannot work (also a ValueError)
+    ├── ConfigError         a setting, or a combination of settings, that cannot work
     ├── StorageError        an address that cannot be read or written
     │   ├── PreconditionFailed   a conditional write lost: someone else wrote first
     │   └── Unreadable      an object that is missing, or that the store refuses to give (infd.s3_errors)

@@ -89,7 +89,7 @@ def pictures(uri: str) -> tuple[list[Panel], list[tuple[str, list[Panel]]]]:
 
 def rows_of(field: Field, seed: int) -> list[tuple[str, list[Panel]]]:
     """One field at SQUARES and WIDE, then ever smaller parts of its middle; the same statistics of the norms for all."""
-    look = field.statistics(PANEL, PANEL)
+    look = field.reference()
     sizes = [Panel(to_image(field.render(side, side, statistics=look)), f"{side} × {side}") for side in SQUARES]
     width, height = WIDE
     sizes.append(Panel(to_image(field.render(height, width, statistics=look)), f"{width} × {height}"))

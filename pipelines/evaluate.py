@@ -26,7 +26,7 @@ from infd.evaluation import evaluate as library
 from infd.evaluation.collect import Statistics
 from infd.evaluation.crops import Cut, OneCrop, Plan, RandomScales, WholeImages, plan
 from infd.evaluation.errors import EvaluationError
-from infd.evaluation.features import INCEPTION, STATES, FeatureNetwork, open_network
+from infd.evaluation.features import INCEPTION, STATES, FeatureNetwork, NetworkConfig, open_network
 from infd.evaluation.moments import Moments
 from infd.evaluation.protocols import Consistency, Distances, Pairs, Protocol, Spectra
 from infd.evaluation.rendered import Reconstructed, RenderedSource, Stored, encoder_side, kind_at, stage_at
@@ -106,6 +106,8 @@ def evaluate_wish(
         truth = None if seeds_first else open_spec(specs[0], device=engine.device, opened=opened)
         wanted = [(protocol, with_sides(protocol, specs, wish, truth)) for protocol in protocols_of(
             wish, dataset=isinstance(truth, DatasetSource), low_px=low_side(wish, specs))]
+        for network in {protocol.network for protocol, _ in wanted if isinstance(protocol, Distances)}:
+            open_here(network, engine.device)                          # absent weights are told of before files are read
         for protocol, sided in wanted:
             require_possible(protocol, sources_of(sided, out=out, engine=engine, opened=opened))
         return [evaluate(protocol, sided, out=out, engine=engine, cache=cache, pictures=pictures, opened=opened)
@@ -245,7 +247,7 @@ def evaluate(
     sources = sources_of(specs, out=out, engine=engine, opened=opened)
     if not isinstance(protocol, Consistency) and len(sources) != 2:
         raise EvaluationError(f"protocol {protocol.name}: {len(sources)} sources; expected two, the truth first; name both")
-    found = network or (open_here(protocol, engine.device) if isinstance(protocol, Distances) else None)
+    found = network or (open_here(protocol.network, engine.device) if isinstance(protocol, Distances) else None)
     scene = Scene(protocol=protocol, specs=tuple(map(pinned, specs, sources)), sources=sources, out=out, engine=engine,
                   pictures=pictures, network=found, given=network)
     result, where = made(scene, cache), storage.join(scene.folder, "result.json")
@@ -351,12 +353,12 @@ class Blocks:
         return made
 
 
-def open_here(protocol: Distances, device: str) -> FeatureNetwork:
+def open_here(network: NetworkConfig, device: str) -> FeatureNetwork:
     """The network in this process, which needs its size, name and hash. Raises WeightsError that offers others."""
     try:
-        return open_network(protocol.network, device=device if torch.cuda.is_available() else "cpu")
+        return open_network(network, device=device if torch.cuda.is_available() else "cpu")
     except WeightsError as error:
-        raise WeightsError(f"{error} {others(protocol.network.name)}") from error
+        raise WeightsError(f"{error} {others(network.name)}") from error
 
 
 def others(wanted: str) -> str:

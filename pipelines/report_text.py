@@ -4,6 +4,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from infd.config import ReconstructionConfig, SamplesConfig, flat
 from infd.evaluation.result import Metric, Result
 from pipelines.published import IMAGES
 from pipelines.report_choices import Condition, conditions, lines_of, short
@@ -70,15 +71,25 @@ def changed(row: Row) -> str:
 
 def unjudged(rows: Sequence[Row]) -> Iterator[str]:
     """Of runs without any result, a line for each stage: the command that judges the first of them."""
-    for protocol, drawn in (("reconstruction", False), ("kid", True)):
+    for drawn in (False, True):
         runs = [(row.name, row.run) for row in rows
                 if row.run and row.run.best and not row.results and bool(row.run.record["latents"]) == drawn]
         if runs:
             more = f" and {len(runs) - NAMED} more" if len(runs) > NAMED else ""
             names = ", ".join(name for name, _ in runs[:NAMED]) + more
             first = runs[0][1]
+            protocol, options = asked(first.record["config"], drawn=drawn)
             yield (f"{names}: not judged yet, so that training's own validation is all there is; python jobs/evaluate.py "
-                   f"{protocol} {first.record['snapshot']} {first.uri}/checkpoints/best judges {runs[0][0]}")
+                   f"{protocol} {first.record['snapshot']} {first.uri}/checkpoints/best {options} judges {runs[0][0]}")
+
+
+def asked(config: Mapping[str, Any], *, drawn: bool) -> tuple[str, str]:
+    """A protocol and its options, as the evaluation of that training has them; the defaults' where a config lacks them."""
+    if drawn:
+        known = {f"evaluation.{name}": value for name, value in flat(SamplesConfig()).items()} | dict(config)
+        return "frechet", " ".join(f"--{name} {known[f'evaluation.{name}']}" for name in ("images", "side", "network"))
+    sizes = config.get("evaluation.sizes", ReconstructionConfig().sizes)
+    return "reconstruction", "--sizes " + " ".join(map(str, sizes))
 
 
 def rivals(row: Row) -> Iterator[str]:

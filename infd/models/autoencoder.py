@@ -40,9 +40,9 @@ class Autoencoder(nn.Module):
     """The stage-one model. Images in and out are in [-1, 1]; L must be divisible by `config.factor`."""
 
     lowres_px: int | None = None
-    """The L that a loaded checkpoint was trained at; other sides work, but were not trained."""
+    """The L that it is or was trained at; other sides work, but were not trained."""
     patch_px: int | None = None
-    """The P that a loaded checkpoint was trained at: the side of what the renderer's norms saw at once."""
+    """The P that it is or was trained at: the side of what the renderer's norms saw at once."""
 
     def __init__(self, config: AutoencoderConfig) -> None:
         super().__init__()

@@ -32,7 +32,7 @@ def update(optimizer: torch.optim.Adam, config: OptimizerConfig, step: int) -> T
     """One step of Adam at the rate of `step`, the gradient clipped first where asked; its norm before that, a scalar."""
     learning = [parameter for group in optimizer.param_groups for parameter in group["params"] if parameter.grad is not None]
     for parameter in learning:
-        if parameter.grad.stride() != parameter.stride():   # fused Adam walks memory: it would update other weights
+        if order_of(parameter.grad) != order_of(parameter):   # fused Adam walks memory: it would update other weights
             parameter.grad = as_of(parameter, parameter.grad)
     gradients = [parameter.grad for parameter in learning]
     norm = torch.nn.utils.get_total_norm(gradients)
@@ -42,6 +42,11 @@ def update(optimizer: torch.optim.Adam, config: OptimizerConfig, step: int) -> T
         group["lr"] = learning_rate(config, step)
     optimizer.step()
     return norm
+
+
+def order_of(tensor: Tensor) -> list[int]:
+    """Strides of the axes that have any."""
+    return [stride for stride, length in zip(tensor.stride(), tensor.shape, strict=True) if length > 1]
 
 
 @torch.no_grad()

@@ -128,7 +128,7 @@ def test_a_checkpoint_that_is_another_one_today_has_no_run_and_is_told_of(tmp_pa
     [new] = named(read_rows([str(run)]))
     assert cautions([new]) == [
         "vq: not judged yet, so that training's own validation is all there is; python jobs/evaluate.py reconstruction s@1 "
-        f"{run}/checkpoints/best judges vq"]
+        f"{run}/checkpoints/best --sizes 256 judges vq"]
     put(run / "evaluations", one=result(judged=source.describe()))
     [fresh] = named(read_rows([str(run)]))
     assert not fresh.stale and fresh.run is not None and cautions([fresh]) == []
