@@ -10,7 +10,7 @@ import dataclasses
 import hashlib
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -106,12 +106,13 @@ def evaluate_wish(
         truth = None if seeds_first else open_spec(specs[0], device=engine.device, opened=opened)
         wanted = [(protocol, with_sides(protocol, specs, wish, truth)) for protocol in protocols_of(
             wish, dataset=isinstance(truth, DatasetSource), low_px=low_side(wish, specs))]
-        for network in {protocol.network for protocol, _ in wanted if isinstance(protocol, Distances)}:
-            open_here(network, engine.device)                          # absent weights are told of before files are read
+        # Absent weights are told of before files are read; each network is read once.
+        networks = {one: open_here(one, engine.device) for one in dict.fromkeys(
+            protocol.network for protocol, _ in wanted if isinstance(protocol, Distances))}
         for protocol, sided in wanted:
             require_possible(protocol, sources_of(sided, out=out, engine=engine, opened=opened))
-        return [evaluate(protocol, sided, out=out, engine=engine, cache=cache, pictures=pictures, opened=opened)
-                for protocol, sided in wanted]
+        return [evaluate(protocol, sided, out=out, engine=engine, cache=cache, pictures=pictures, opened=opened,
+                         networks=networks) for protocol, sided in wanted]
 
 
 def require_possible(protocol: Protocol, sources: Sequence[Source]) -> None:
@@ -238,8 +239,10 @@ def default_out(specs: Sequence[SourceSpec]) -> str:
 def evaluate(
     protocol: Protocol, specs: Sequence[SourceSpec], *, out: str, engine: Engine, cache: str = "", pictures: bool = True,
     network: FeatureNetwork | None = None, opened: dict[SourceSpec, Source] | None = None,
+    networks: Mapping[NetworkConfig, FeatureNetwork] | None = None,
 ) -> tuple[str, Result]:
-    """Make what is not made yet, write result.json below `out`; its address and the result. `opened`: sources that are open.
+    """Make what is not made yet, write result.json below `out`; its address and the result. `opened`, `networks`: those that
+    are open.
 
     Law: the result of `infd.evaluation.evaluate.evaluate` over the same sources, byte for byte on CPUs, however many workers.
     """
@@ -247,7 +250,9 @@ def evaluate(
     sources = sources_of(specs, out=out, engine=engine, opened=opened)
     if not isinstance(protocol, Consistency) and len(sources) != 2:
         raise EvaluationError(f"protocol {protocol.name}: {len(sources)} sources; expected two, the truth first; name both")
-    found = network or (open_here(protocol.network, engine.device) if isinstance(protocol, Distances) else None)
+    found = network
+    if found is None and isinstance(protocol, Distances):
+        found = (networks or {}).get(protocol.network) or open_here(protocol.network, engine.device)
     scene = Scene(protocol=protocol, specs=tuple(map(pinned, specs, sources)), sources=sources, out=out, engine=engine,
                   pictures=pictures, network=found, given=network)
     result, where = made(scene, cache), storage.join(scene.folder, "result.json")

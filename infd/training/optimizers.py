@@ -32,8 +32,9 @@ def update(optimizer: torch.optim.Adam, config: OptimizerConfig, step: int) -> T
     """One step of Adam at the rate of `step`, the gradient clipped first where asked; its norm before that, a scalar."""
     learning = [parameter for group in optimizer.param_groups for parameter in group["params"] if parameter.grad is not None]
     for parameter in learning:
-        if order_of(parameter.grad) != order_of(parameter):   # fused Adam walks memory: it would update other weights
-            parameter.grad = as_of(parameter, parameter.grad)
+        gradient = parameter.grad
+        if gradient.stride() != parameter.stride() and order_of(gradient) != order_of(parameter):
+            parameter.grad = as_of(parameter, gradient)       # fused Adam walks memory: it would update other weights
     gradients = [parameter.grad for parameter in learning]
     norm = torch.nn.utils.get_total_norm(gradients)
     if config.clip_norm > 0:

@@ -29,7 +29,7 @@ from pipelines.report_choices import choices_text, conditions, lines_of
 from pipelines.report_departures import MARK, departures, sentences
 from pipelines.report_rows import drawing, named, read_rows
 from pipelines.report_tables import Row, condition_of, table_of, validation
-from pipelines.report_text import cautions, markdown, numbers
+from pipelines.report_text import asked, cautions, markdown, numbers
 from pipelines.report_tracking import metrics_of, results_of, tags_of
 from pipelines.report_verdict import verdict
 from pipelines.runs import Facts
@@ -129,6 +129,7 @@ def test_a_checkpoint_that_is_another_one_today_has_no_run_and_is_told_of(tmp_pa
     assert cautions([new]) == [
         "vq: not judged yet, so that training's own validation is all there is; python jobs/evaluate.py reconstruction s@1 "
         f"{run}/checkpoints/best --sizes 256 judges vq"]
+    assert asked({"evaluation.images": 40}, drawn=True) == ("frechet", "--images 40 --side 256 --network inception-v3-compat")
     put(run / "evaluations", one=result(judged=source.describe()))
     [fresh] = named(read_rows([str(run)]))
     assert not fresh.stale and fresh.run is not None and cautions([fresh]) == []

@@ -57,8 +57,8 @@ def test_job_latents_and_denoiser_of_a_bucket(stack, bucket, tmp_path):
     assert load_model(found.uri).sample(seed=1, steps=2).render(20, 30).shape == (1, 3, 20, 30)
 
     generated = f"{bucket}/images"
-    command = ["python", "jobs/generate.py", "models:/run-ldm@last", "--size", "40x30", "--out", generated, "--steps", "2"]
-    assert submit.submit_or_follow([*command, "--count", "10", "--workers", "2"]) == 0
+    assert submit.submit_or_follow(["python", "jobs/generate.py", "models:/run-ldm@last", "--size", "40x30", "--out", generated,
+                                    "--steps", "2", "--count", "10", "--workers", "2"]) == 0
     names = {info.uri.rsplit("/", 1)[-1] for info in storage.list_objects(generated)}
     assert names == {"run.json", "sheet.png", *(f"seed-{seed:08d}-40x30.png" for seed in range(10))}
     assert json.loads(storage.read_bytes(f"{generated}/run.json"))["checkpoint"] == found.uri
