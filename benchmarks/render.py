@@ -28,10 +28,11 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from infd.config import Mode
 from infd.generation.load import load_autoencoder
 from infd.generation.reconstruct import center_view, field_of, resized, to_image, to_pixels, to_tensor
 from infd.generation.render import save
-from infd.models.fields import Field, Mode
+from infd.models.fields import Field
 from infd.models.renderers.clif import CLIF
 
 SIZES = (1024, 2048, 4096, 8192)

@@ -15,6 +15,10 @@ from typing import Any, Literal, TypeVar
 from infd.errors import ConfigError
 
 ConfigT = TypeVar("ConfigT")
+Mode = Literal["whole", "window", "reference", "tile"]
+"""Where the statistics of the renderer's norms come from: see `infd.models.fields.Field.render_tiles`."""
+DEFAULT_MODE: Mode = "reference"
+"""No seams, one pass over the pixels, and a part costs only itself; docs/benchmarks.md, render, has the figures."""
 
 
 def require(ok: bool, field: str, value: object, rule: str) -> None:
@@ -602,7 +606,7 @@ class SampleConfig:
     """The class to draw from, of a model with classes."""
     context: str = ""
     """The embedding (S, K) of a caption, a .npy file, for a model with captions."""
-    mode: Literal["whole", "window", "reference", "tile"] = "reference"
+    mode: Mode = DEFAULT_MODE
     """Where the renderer's norms take their statistics: docs/generation.md. tile is the published way, with seams."""
     weights: Literal["average", "last"] = "average"
     """average: the moving average of the denoiser, where the run had one."""

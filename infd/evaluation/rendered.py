@@ -20,7 +20,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from infd import checkpoint, storage
-from infd.config import SampleConfig, flat
+from infd.config import DEFAULT_MODE, Mode, SampleConfig, flat
 from infd.data.latents import MANIFEST, PINS, open_latents
 from infd.errors import CheckpointError
 from infd.evaluation.collect import versions
@@ -31,7 +31,7 @@ from infd.generation.model import Model, load_model
 from infd.generation.reconstruct import To8Bits, to_pixels
 from infd.generation.registry import resolve
 from infd.models.autoencoder import Autoencoder
-from infd.models.fields import DEFAULT_MODE, Field, Mode
+from infd.models.fields import Field
 
 KEPT_FIELDS = 4
 UNIT = 32

@@ -11,11 +11,12 @@ from contextlib import contextmanager
 import numpy as np
 from tqdm import tqdm
 
+from infd.config import DEFAULT_MODE, Mode
 from infd.errors import ConfigError
 from infd.generation import outputs, writers
 from infd.generation.reconstruct import to_pixels
 from infd.models.boxes import Box, num_tiles
-from infd.models.fields import DEFAULT_MODE, Field, Mode
+from infd.models.fields import Field
 from infd.models.renderers.clif import Statistics
 from infd.models.statistics import Windows
 

@@ -9,19 +9,15 @@ Shapes: B batch, C channels of phi, F (rows and columns) grid of phi, H W whole 
 
 from collections.abc import Callable, Iterator
 from functools import partial
-from typing import Literal, Self
+from typing import Self
 
 import torch
 from torch import Tensor
 
+from infd.config import DEFAULT_MODE, Mode
 from infd.models.boxes import Box, checked_box, tiles
 from infd.models.renderers.clif import CLIF, LocalStatistics, Statistics
 from infd.models.statistics import Windows, whole
-
-Mode = Literal["whole", "window", "reference", "tile"]
-"""Where the statistics of the renderer's norms come from: see `Field.render_tiles`."""
-DEFAULT_MODE: Mode = "reference"
-"""No seams, one pass over the pixels, and a part costs only itself; docs/benchmarks.md, render, has the figures."""
 
 # ---------------------------------------------------------------- queries
 

@@ -7,9 +7,10 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from infd.config import Mode
 from infd.models import statistics
 from infd.models.boxes import Box, num_tiles, tiles
-from infd.models.fields import Field, Mode, query_grid
+from infd.models.fields import Field, query_grid
 from infd.models.renderers.clif import CLIF
 
 SEAMLESS: tuple[Mode, ...] = ("whole", "window", "reference")
