@@ -65,7 +65,12 @@ def stack() -> "Iterator[local.Stack]":
 
 @pytest.fixture
 def bucket(stack: "local.Stack") -> Iterator[str]:
-    """An empty prefix of its own in the stack's bucket, `s3://infd/test-…`; its objects are deleted afterwards."""
+    """An empty prefix of its own in the stack's bucket, `s3://infd/test-…`; its objects are deleted afterwards.
+
+    No test may leave a CPU of the stack's Ray taken: the next one that needs it would wait for ever.
+    """
+    from stack import nothing_is_taken
+
     from infra.services import BUCKET, s3_client
 
     client, prefix = s3_client(stack.env), f"test-{uuid.uuid4().hex[:12]}"
@@ -74,3 +79,4 @@ def bucket(stack: "local.Stack") -> Iterator[str]:
         keys = [{"Key": entry["Key"]} for entry in page.get("Contents", [])]
         if keys:
             client.delete_objects(Bucket=BUCKET, Delete={"Objects": keys})
+    nothing_is_taken(stack)

@@ -48,3 +48,25 @@ def until(condition: Callable[[], T], limit_s: float = 120.0, *, what: str = "it
         assert time.monotonic() < end, f"waited {limit_s} s for {what}"
         time.sleep(every_s)
     return answer
+
+
+def taken(stack: local.Stack) -> dict[str, float]:
+    """Name -> amount of what the stack's Ray has given away: CPUs, and all that placement groups are made of.
+
+    Asked of its head, which takes no connection as a driver.
+    """
+    from ray._raylet import GcsClient
+
+    nodes = GcsClient(address=stack.env["RAY_ADDRESS"]).get_all_resource_usage(timeout=30).resource_usage_data.batch
+    amounts = [(name, total, total - node.resources_available.get(name, 0.0))
+               for node in nodes for name, total in node.resources_total.items()]
+    return {name: used if name == "CPU" else total for name, total, used in amounts
+            if (name == "CPU" and used) or "_group_" in name}
+
+
+def nothing_is_taken(stack: local.Stack, limit_s: float = 120.0) -> None:
+    """Wait until what ran on the stack's Ray has given all back; AssertionError naming what it has not."""
+    end = time.monotonic() + limit_s
+    while left := taken(stack):
+        assert time.monotonic() < end, f"after {limit_s} s Ray still has given away {left}"
+        time.sleep(0.2)
