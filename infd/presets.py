@@ -20,9 +20,8 @@ from infd.config import (
     OptimizerConfig,
     ReconstructionConfig,
     SamplesConfig,
-    flat,
-    unflat,
 )
+from infd.config_form import flat, unflat
 from infd.errors import ConfigError
 
 

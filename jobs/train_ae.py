@@ -57,7 +57,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def dry_run(args: TrainAutoencoder) -> str:
     """What the run would be, as text."""
-    from infd.config import flat
+    from infd.config_form import flat
     from infd.data.snapshot import open_dataset
     from infd.training.plan import describe
     from infd.training.run import check_batch

@@ -59,7 +59,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def dry_run(args: TrainDiffusion) -> str:
     """What the run would be, as text."""
-    from infd.config import flat
+    from infd.config_form import flat
     from infd.data.latents import open_latents
     from infd.training.diffusion_run import fitted
     from infd.training.plan import describe_diffusion

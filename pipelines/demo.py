@@ -17,7 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from infd import checkpoint, storage
-from infd.config import IngestConfig, digest
+from infd.config import IngestConfig
+from infd.config_form import digest
 from infd.data.photo import decode
 from infd.data.snapshot import Dataset, open_dataset
 from infd.errors import ConfigError, InfdError, PhotoError

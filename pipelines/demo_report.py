@@ -15,7 +15,8 @@ from jinja2 import Environment, FileSystemLoader, select_autoescape
 from PIL import Image
 
 from infd import checkpoint
-from infd.config import AutoencoderTrainingConfig, DiffusionTrainingConfig, unflat
+from infd.config import AutoencoderTrainingConfig, DiffusionTrainingConfig
+from infd.config_form import unflat
 from infd.data.snapshot import Dataset
 from infd.generation.reconstruct import PANEL, ZOOM, Panel
 from infd.training.plan import plan_autoencoder, plan_denoiser

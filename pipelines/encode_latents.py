@@ -8,7 +8,8 @@ from typing import Any, cast
 import torch
 
 from infd import errors, storage
-from infd.config import LatentConfig, flat, unflat
+from infd.config import LatentConfig
+from infd.config_form import flat, unflat
 from infd.data.conditions import Conditions
 from infd.data.latents import MANIFEST, open_latents, unit_done
 from infd.data.snapshot import open_dataset

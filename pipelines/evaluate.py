@@ -18,7 +18,8 @@ import numpy as np
 import torch
 
 from infd import checkpoint, storage, weights
-from infd.config import SampleConfig, flat
+from infd.config import SampleConfig
+from infd.config_form import flat
 from infd.data.snapshot import newest_number, split_address
 from infd.errors import ConfigError, WeightsError
 from infd.evaluation import collect, moments

@@ -21,7 +21,8 @@ from PIL import Image
 
 from infd import checkpoint, errors, storage
 from infd.compat import plain_float32
-from infd.config import SampleConfig, flat, require, unflat
+from infd.config import SampleConfig, require
+from infd.config_form import flat, unflat
 from infd.errors import ConfigError, InfdError, PreconditionFailed
 from infd.generation.load import denoiser_config
 from infd.generation.model import Model, load_model

@@ -18,8 +18,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
-from infd import config as configs
-from infd import errors, lease, storage
+from infd import config_form, errors, lease, storage
 from infd.config import IngestConfig
 from infd.data import shards, snapshot
 from infd.errors import InfdError, PhotoError, PreconditionFailed
@@ -149,7 +148,7 @@ def run_unit(
     `session`: of the driver that tries again where this process dies (ingest_attempts.py); empty: there is none.
     Law: the same task writes the same bytes, wherever and however often it runs.
     """
-    settings = configs.unflat(IngestConfig, config)
+    settings = config_form.unflat(IngestConfig, config)
     files = [ObjectInfo(str(uri), str(etag), int(size))
              for uri, etag, size in zip(task["uris"], task["etags"], task["sizes"], strict=True)]
     rejects: list[ingest_plan.Reject] = []
@@ -213,7 +212,7 @@ def run_on_ray(plan: Plan, tasks: list[dict[str, Any]]) -> None:
         cpus = 0.5 if small else 1.0
         cluster.require_cpus(cpus)
         unit = functools.partial(guarded_unit, run_uri=plan.uri(), dataset=plan.dataset,
-                                 config=configs.flat(plan.config), group=plan.group, session=uuid.uuid4().hex)
+                                 config=config_form.flat(plan.config), group=plan.group, session=uuid.uuid4().hex)
         rows = ray.data.from_items(tasks, override_num_blocks=len(tasks)).map(
             unit, num_cpus=cpus, compute=TaskPoolStrategy(size=max(1, int(total)) + 1 if small else None))
         already = plan.photos - sum(len(task["uris"]) for task in tasks)

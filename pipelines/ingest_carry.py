@@ -16,8 +16,7 @@ import pyarrow as pa
 import pyarrow.compute
 import pyarrow.parquet as pq
 
-from infd import config as configs
-from infd import storage
+from infd import config_form, storage
 from infd.data import shards, snapshot
 from pipelines import ingest_plan, listing
 from pipelines.ingest_plan import PASSING, Entry, Plan, Reject
@@ -89,7 +88,7 @@ def unfinished(plan: Plan) -> str:
 
 def _pointer(plan: Plan) -> str:
     """The key is all that the bytes of a unit's shards depend on, beside its files."""
-    about = [ingest_plan.FORMAT, snapshot.FORMAT, shards.FORMAT, shards.versions(), configs.flat(plan.config), plan.group,
+    about = [ingest_plan.FORMAT, snapshot.FORMAT, shards.FORMAT, shards.versions(), config_form.flat(plan.config), plan.group,
              plan.source]
     key = hashlib.sha256(json.dumps(about).encode()).hexdigest()[:16]
     return storage.join(plan.dataset, "runs", "unfinished", key)

@@ -39,8 +39,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from infd import config as configs
-from infd import storage
+from infd import config_form, storage
 from infd.config import IngestConfig
 from infd.data import shards, snapshot
 from infd.errors import ConfigError, DatasetError, StorageError
@@ -117,7 +116,7 @@ class Plan:
     def run(self) -> str:
         """Name of the run: equal plans have equal names."""
         digest = hashlib.sha256(json.dumps(
-            [FORMAT, snapshot.FORMAT, shards.FORMAT, shards.versions(), configs.flat(self.config),
+            [FORMAT, snapshot.FORMAT, shards.FORMAT, shards.versions(), config_form.flat(self.config),
              self.group, self.source, self.parent.number if self.parent else None]).encode())
         for number, unit in enumerate(self.units):
             digest.update(json.dumps([number, *unit]).encode())
@@ -234,7 +233,8 @@ def unseen(
     if parent is None:
         return listed
     kept = {row["uri"]: row for row in alive(entry for entry in parent.entries if entry["sha256"] not in lost)}
-    same_limits = configs.flat(config) in [row["config"] for row in recorded_sources(parent.info) if row["source"] == source]
+    recorded = [row["config"] for row in recorded_sources(parent.info) if row["source"] == source]
+    same_limits = config_form.flat(config) in recorded
     now = {info.uri: listing.version(info) for info in listed}
     gone = set(removed)
     twins = {row["image_id"] for row in parent.rejects} - {""}
@@ -262,7 +262,7 @@ def cut(files: Sequence[ObjectInfo], config: IngestConfig) -> listing.Units:
 
 def write_plan(plan: Plan) -> None:
     """Store plan.parquet; an equal run writes equal bytes."""
-    about = {"source": plan.source, "group": plan.group, "config": configs.flat(plan.config),
+    about = {"source": plan.source, "group": plan.group, "config": config_form.flat(plan.config),
              "parent": plan.parent.number if plan.parent else None}
     starts, files = plan.units.starts, listing.table_of(plan.units.files)
     numbers = np.repeat(np.arange(len(starts), dtype=np.int32), np.diff([*starts, len(files)]))
@@ -323,14 +323,14 @@ class Outcome:
     def info(self, plan: Plan) -> dict[str, Any]:
         """The manifest's metadata: no time and no host."""
         return {"parent": plan.parent.number if plan.parent else None, "source": plan.source, "group": plan.group,
-                "run": plan.run, "config": configs.flat(plan.config), "config_sha256": configs.identity(plan.config),
+                "run": plan.run, "config": config_form.flat(plan.config), "config_sha256": config_form.identity(plan.config),
                 "sources": sources(plan),
                 "counts": {**snapshot.counts(self.entries), "rejected": tally(self.rejects)}}
 
 
 def sources(plan: Plan) -> list[dict[str, Any]]:
     """Where the snapshot's photos are from: source, group, config of the newest ingest of each source, by source."""
-    this = {"source": plan.source, "group": plan.group, "config": configs.flat(plan.config)}
+    this = {"source": plan.source, "group": plan.group, "config": config_form.flat(plan.config)}
     before = recorded_sources(plan.parent.info) if plan.parent else []
     return sorted([*(row for row in before if row["source"] != plan.source), this], key=lambda row: row["source"])
 

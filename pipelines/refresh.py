@@ -12,8 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Literal
 
-from infd import config as configs
-from infd import lease, storage
+from infd import config_form, lease, storage
 from infd.config import IngestConfig
 from infd.data import history, snapshot, verify
 from infd.data.verify import Content, Finding, Report
@@ -103,7 +102,7 @@ def refresh(
             part = Part(source=row["source"], group=row["group"] or "")
             course.parts.append(part)
             try:
-                config = configs.unflat(IngestConfig, row["config"])
+                config = config_form.unflat(IngestConfig, row["config"])
                 part.made = ingest(part.source, root, config=config, group=part.group, remove_missing=remove_missing,
                                    most_removed=most_removed, lost=lost, accept=verified(part, sample=sample))
                 part.plan, part.outcome = part.made.plan, part.made.outcome

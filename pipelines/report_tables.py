@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from statistics import fmean, stdev
 from typing import Any, Literal, NamedTuple
 
-from infd.config import OPERATIONAL
+from infd.config_form import OPERATIONAL
 from infd.evaluation.result import Metric, Result
 from pipelines.published import Published
 from pipelines.runs import Facts

@@ -4,7 +4,8 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from infd.config import ReconstructionConfig, SamplesConfig, flat
+from infd.config import ReconstructionConfig, SamplesConfig
+from infd.config_form import flat
 from infd.evaluation.result import Metric, Result
 from pipelines.published import IMAGES
 from pipelines.report_choices import Condition, conditions, lines_of, short

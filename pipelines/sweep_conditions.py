@@ -7,7 +7,8 @@ nothing of which trial is better. pipelines/report_tables.py knows what a valida
 import json
 from collections.abc import Iterable, Sequence
 
-from infd.config import AutoencoderTrainingConfig, flat
+from infd.config import AutoencoderTrainingConfig
+from infd.config_form import flat
 from infd.errors import ConfigError
 from pipelines.report_tables import validated_with
 from pipelines.sweep_plan import Plan, TrainingConfig, Trial, Values

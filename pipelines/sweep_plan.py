@@ -14,18 +14,8 @@ from dataclasses import asdict, dataclass, field, replace
 from difflib import get_close_matches
 from typing import Any, Literal
 
-from infd.config import (
-    AutoencoderTrainingConfig,
-    DiffusionTrainingConfig,
-    PlaceConfig,
-    departures,
-    digest,
-    fits,
-    flat,
-    require,
-    spelled,
-    unflat,
-)
+from infd.config import AutoencoderTrainingConfig, DiffusionTrainingConfig, PlaceConfig, require
+from infd.config_form import departures, digest, fits, flat, spelled, unflat
 from infd.errors import ConfigError
 from infd.presets import AUTOENCODER, DIFFUSION
 

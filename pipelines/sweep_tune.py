@@ -16,7 +16,8 @@ from types import SimpleNamespace
 from typing import Any, cast
 
 from infd import checkpoint, lease, storage
-from infd.config import DiffusionTrainingConfig, LatentRunConfig, PlaceConfig, RunConfig, flat, unflat
+from infd.config import DiffusionTrainingConfig, LatentRunConfig, PlaceConfig, RunConfig
+from infd.config_form import flat, unflat
 from infd.errors import TrainingError
 from pipelines import logs, sweep_trials, tracking, train
 from pipelines.sweep_board import Board, BoardObserver, Driver

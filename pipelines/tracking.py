@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from PIL import Image
 
 from infd import storage
-from infd.config import flat, identity
+from infd.config_form import flat, identity
 from infd.errors import PreconditionFailed
 from infd.training.alarms import Alarm
 from infd.training.loop import Metrics

@@ -5,7 +5,8 @@ from pathlib import Path
 import torch
 
 from infd import checkpoint
-from infd.config import AutoencoderConfig, DenoiserConfig, DiffusionTrainingConfig, LoopConfig, flat
+from infd.config import AutoencoderConfig, DenoiserConfig, DiffusionTrainingConfig, LoopConfig
+from infd.config_form import flat
 from infd.models.autoencoder import Autoencoder
 from infd.models.denoiser import Denoiser
 

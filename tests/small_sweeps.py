@@ -6,7 +6,8 @@ import json
 from pictures import encoded, picture
 
 from infd import checkpoint, storage
-from infd.config import IngestConfig, LatentConfig, LatentRunConfig, LossConfig, RunConfig, flat
+from infd.config import IngestConfig, LatentConfig, LatentRunConfig, LossConfig, RunConfig
+from infd.config_form import flat
 from infd.data.snapshot import write_dataset
 from infd.models.autoencoder import Autoencoder
 from infd.presets import ldm_tiny, tiny

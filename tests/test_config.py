@@ -14,11 +14,8 @@ from infd.config import (
     LoopConfig,
     LossConfig,
     OptimizerConfig,
-    differing,
-    flat,
-    identity,
-    unflat,
 )
+from infd.config_form import differing, flat, identity, unflat
 from infd.errors import ConfigError
 from infd.presets import AUTOENCODER, tiny
 

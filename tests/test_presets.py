@@ -7,7 +7,8 @@ import pytest
 import torch
 from pictures import encoded, picture
 
-from infd.config import IngestConfig, flat
+from infd.config import IngestConfig
+from infd.config_form import flat
 from infd.data.order import Order
 from infd.data.snapshot import Manifest, open_dataset, write_dataset
 from infd.errors import ConfigError

@@ -24,8 +24,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from infd import config as configs
-from infd import storage
+from infd import config_form, storage
 from infd.config import IngestConfig
 from infd.data import pyramid, scratch, shards, shared_cache
 from infd.data.pyramid import View
@@ -421,7 +420,7 @@ def write_dataset(sources: Iterable[tuple[str, bytes]], uri: str, config: Ingest
     entries = write_shards(rows(), root, config)
     if not entries:
         raise DatasetError(f"{uri}: no photo among {len(rejected)} source files; expected at least one")
-    info = {"parent": None, "source": "", "config": configs.flat(config), "config_sha256": configs.identity(config),
+    info = {"parent": None, "source": "", "config": config_form.flat(config), "config_sha256": config_form.identity(config),
             "counts": {**counts(entries), "rejected": dict(Counter(error.reason for error in rejected))}}
     commit(root, 1, manifest_bytes(entries, info))
     return open_dataset(f"{root}@1")

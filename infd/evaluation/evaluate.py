@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from infd import config as configs
+from infd import config_form
 from infd.evaluation import pixels
 from infd.evaluation.collect import Statistics, blocks, patches, statistics, versions
 from infd.evaluation.consistency import mean_shift, require_square, self_ssim
@@ -70,7 +70,7 @@ def choices(protocol: Protocol) -> dict[str, Any]:
     Of a network only its name and place, unless it is a file of the user's own: what the others do stands in the result's
     `networks`.
     """
-    found = configs.flat(protocol)
+    found = config_form.flat(protocol)
     if isinstance(protocol, Distances) and protocol.network.name != "torchscript":
         found = {name: value for name, value in found.items()
                  if not name.startswith("network.") or name in ("network.name", "network.weights")}

@@ -20,7 +20,8 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from infd import checkpoint, storage
-from infd.config import DEFAULT_MODE, Mode, SampleConfig, flat
+from infd.config import DEFAULT_MODE, Mode, SampleConfig
+from infd.config_form import flat
 from infd.data.latents import MANIFEST, PINS, open_latents
 from infd.errors import CheckpointError
 from infd.evaluation.collect import versions

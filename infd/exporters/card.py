@@ -9,7 +9,8 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from infd.config import AutoencoderConfig, seen_px
+from infd.config import AutoencoderConfig
+from infd.config_form import seen_px
 
 NOT_STATED = "not stated"
 TAGS = ("image-neural-field", "autoencoder", "arbitrary-resolution", "infd")

@@ -6,7 +6,7 @@ Its code is one for all models, but for the condition and the kind of process; a
 from collections.abc import Mapping
 from typing import Any
 
-from infd.config import flat
+from infd.config_form import flat
 from infd.exporters.autoencoder import clif_arguments
 from infd.exporters.card import (
     PADDING_NOTE,

@@ -4,7 +4,8 @@ from torch import Tensor
 
 from infd import checkpoint
 from infd.checkpoint import Checkpoint
-from infd.config import AutoencoderConfig, ConfigT, DenoiserConfig, seen_px, unflat
+from infd.config import AutoencoderConfig, ConfigT, DenoiserConfig
+from infd.config_form import seen_px, unflat
 from infd.errors import CheckpointError, ConfigError
 from infd.generation.registry import resolve
 from infd.models.autoencoder import Autoencoder

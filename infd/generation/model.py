@@ -14,7 +14,8 @@ from torch import Tensor
 
 from infd import checkpoint
 from infd.checkpoint import Checkpoint
-from infd.config import AutoencoderConfig, DiffusionConfig, require, unflat
+from infd.config import AutoencoderConfig, DiffusionConfig, require
+from infd.config_form import unflat
 from infd.diffusion import samplers
 from infd.diffusion.samplers import Sampler
 from infd.errors import ConfigError

@@ -6,7 +6,8 @@ from typing import Any
 from torch import Tensor
 
 from infd import checkpoint, storage
-from infd.config import AutoencoderTrainingConfig, DiffusionTrainingConfig, LoopConfig, flat, identity
+from infd.config import AutoencoderTrainingConfig, DiffusionTrainingConfig, LoopConfig
+from infd.config_form import flat, identity
 from infd.errors import CheckpointError
 from infd.importers import denoiser, files, latent_diffusion, official
 

@@ -16,7 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from infd import checkpoint
-from infd.config import AutoencoderTrainingConfig, flat, seen_px
+from infd.config import AutoencoderTrainingConfig
+from infd.config_form import flat, seen_px
 from infd.data.loader import Batch
 from infd.losses.adversarial import (
     adaptive_weight,

@@ -13,7 +13,8 @@ from PIL import Image
 from torch import Tensor
 
 from infd import checkpoint, storage
-from infd.config import DiffusionTrainingConfig, flat
+from infd.config import DiffusionTrainingConfig
+from infd.config_form import flat
 from infd.data.latents import LatentBatch, LatentLoader, Latents, latent_crop, open_latents
 from infd.data.order import Order, validation_samples
 from infd.data.snapshot import open_dataset

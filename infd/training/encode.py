@@ -16,7 +16,8 @@ from torch import Tensor
 
 from infd import checkpoint, storage
 from infd.compat import plain_float32
-from infd.config import LatentConfig, flat
+from infd.config import LatentConfig
+from infd.config_form import flat
 from infd.data import scratch, shards
 from infd.data.conditions import Conditions
 from infd.data.latents import AUTOENCODER, MANIFEST, LatentWriter, Layout, Pins, manifest_bytes, pin, unit_done, unit_uri

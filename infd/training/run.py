@@ -25,18 +25,8 @@ from torch import Tensor
 
 from infd import checkpoint, storage
 from infd.checkpoint import Checkpoint
-from infd.config import (
-    AutoencoderTrainingConfig,
-    DiffusionTrainingConfig,
-    LoopConfig,
-    departures,
-    differing,
-    digest,
-    flat,
-    identity,
-    require,
-    unflat,
-)
+from infd.config import AutoencoderTrainingConfig, DiffusionTrainingConfig, LoopConfig, require
+from infd.config_form import departures, differing, digest, flat, identity, unflat
 from infd.data.order import slots_of
 from infd.data.snapshot import newest_number, open_dataset, split_address
 from infd.errors import CheckpointError, ConfigError, InfdError, PreconditionFailed, StorageError, TrainingError

@@ -13,7 +13,7 @@ from data import photographs
 from data.children import Lines, peak_bytes, started
 from data.fuzzer import corpus, photograph_seeds
 
-from infd import config as configs
+from infd import config_form
 from infd.config import IngestConfig
 from infd.data import photo
 from infd.data.snapshot import open_dataset
@@ -38,7 +38,7 @@ def ingest_all(source: str, dataset: str) -> None:
 
     def run(plan, tasks):
         for task in tasks:
-            ingest.run_unit(task, run_uri=plan.uri(), dataset=plan.dataset, config=configs.flat(plan.config), group="")
+            ingest.run_unit(task, run_uri=plan.uri(), dataset=plan.dataset, config=config_form.flat(plan.config), group="")
 
     ingest.read_source, ingest.run_on_ray = told, run
     made = ingest.ingest(source, dataset, config=CONFIG)

@@ -12,8 +12,7 @@ from data.children import peak_bytes, started
 from pictures import encoded
 from PIL import Image
 
-from infd import config as configs
-from infd import storage
+from infd import config_form, storage
 from infd.config import IngestConfig
 from infd.data import shards
 from pipelines import ingest
@@ -26,7 +25,7 @@ def ingest_units(source: str, dataset: str) -> None:
     """What the subprocess does: each file of `source` as a unit of its own, and how its peak stands after it."""
     for number, info in enumerate(storage.list_objects(source)):
         done = ingest.run_unit(ingest.task_of(number, [info]), run_uri=f"{dataset}/runs/x", dataset=dataset,
-                               config=configs.flat(IngestConfig()), group="")
+                               config=config_form.flat(IngestConfig()), group="")
         print(json.dumps({"peak": peak_bytes(), **done}), flush=True)
 
 

@@ -7,7 +7,8 @@ import torch
 from pictures import encoded, picture
 
 from infd import checkpoint
-from infd.config import AutoencoderConfig, DenoiserConfig, DiffusionTrainingConfig, IngestConfig, LatentConfig, LoopConfig, flat
+from infd.config import AutoencoderConfig, DenoiserConfig, DiffusionTrainingConfig, IngestConfig, LatentConfig, LoopConfig
+from infd.config_form import flat
 from infd.data.snapshot import Dataset, write_dataset
 from infd.models.autoencoder import Autoencoder
 from infd.models.denoiser import Denoiser

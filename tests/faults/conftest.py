@@ -8,7 +8,7 @@ from contextlib import AbstractContextManager, contextmanager
 import pytest
 from faults.proxy import Faults, Proxy, proxied
 
-from infd import config as configs
+from infd import config_form
 from pipelines import ingest_plan
 from pipelines.ingest import run_unit
 
@@ -34,6 +34,6 @@ def here(monkeypatch) -> None:
     def run(plan: ingest_plan.Plan, tasks: list[dict]) -> None:
         with ThreadPoolExecutor(4) as pool:
             list(pool.map(lambda task: run_unit(task, run_uri=plan.uri(), dataset=plan.dataset,
-                                                config=configs.flat(plan.config), group=plan.group), tasks))
+                                                config=config_form.flat(plan.config), group=plan.group), tasks))
 
     monkeypatch.setattr("pipelines.ingest.run_on_ray", run)

@@ -27,13 +27,13 @@ KILLS, FEW_KILLS, REFRESH_KILLS, JOB_KILLS = 20, 2, 3, 4
 
 WITHOUT_RAY = """
 import sys
-from infd import config as configs
+from infd import config_form
 from infd.config import IngestConfig
 from pipelines import ingest as job
 from pipelines import refresh
 def run(plan, tasks):
     for task in tasks:
-        job.run_unit(task, run_uri=plan.uri(), dataset=plan.dataset, config=configs.flat(plan.config), group=plan.group)
+        job.run_unit(task, run_uri=plan.uri(), dataset=plan.dataset, config=config_form.flat(plan.config), group=plan.group)
 job.run_on_ray = run
 print("begins", flush=True)
 """

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 import infd
 from infd import checkpoint
 from infd.compat import torchvision_ready
-from infd.config import AutoencoderTrainingConfig, unflat
+from infd.config import AutoencoderTrainingConfig
+from infd.config_form import unflat
 from infd.errors import CheckpointError, InfdError
 from infd.importers import files, latent_diffusion
 from infd.models.autoencoder import Autoencoder

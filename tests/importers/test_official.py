@@ -9,7 +9,8 @@ import torch
 from refs import golden
 
 from infd import checkpoint
-from infd.config import AutoencoderConfig, AutoencoderTrainingConfig, DiffusionConfig, DiscriminatorConfig, unflat
+from infd.config import AutoencoderConfig, AutoencoderTrainingConfig, DiffusionConfig, DiscriminatorConfig
+from infd.config_form import unflat
 from infd.errors import CheckpointError
 from infd.generation.model import load_model
 from infd.importers import official

@@ -20,16 +20,8 @@ from torch import Tensor, nn
 import infd
 from infd import checkpoint, storage
 from infd.compat import torchvision_ready
-from infd.config import (
-    AutoencoderConfig,
-    AutoencoderTrainingConfig,
-    CropConfig,
-    DiscriminatorConfig,
-    LoopConfig,
-    LossConfig,
-    flat,
-    identity,
-)
+from infd.config import AutoencoderConfig, AutoencoderTrainingConfig, CropConfig, DiscriminatorConfig, LoopConfig, LossConfig
+from infd.config_form import flat, identity
 from infd.exporters import diffusers_layout
 from infd.importers import files, latent_diffusion
 from infd.models.autoencoder import Autoencoder, replicate_padding

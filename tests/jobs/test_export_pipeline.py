@@ -17,16 +17,8 @@ from torch import Tensor
 import infd
 from infd import checkpoint, storage
 from infd.compat import torchvision_ready
-from infd.config import (
-    AutoencoderConfig,
-    DenoiserConfig,
-    DiffusionConfig,
-    DiffusionTrainingConfig,
-    LoopConfig,
-    OptimizerConfig,
-    flat,
-    identity,
-)
+from infd.config import AutoencoderConfig, DenoiserConfig, DiffusionConfig, DiffusionTrainingConfig, LoopConfig, OptimizerConfig
+from infd.config_form import flat, identity
 from infd.diffusion import samplers
 from infd.importers import files
 from infd.models.autoencoder import Autoencoder

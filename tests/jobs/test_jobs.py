@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from infd import checkpoint
-from infd.config import flat
+from infd.config_form import flat
 from infd.models.autoencoder import Autoencoder
 from infd.presets import AUTOENCODER, tiny
 from jobs import reconstruct, train_ae

@@ -15,7 +15,7 @@ from numpy.testing import assert_allclose
 from pictures import encoded, picture
 from PIL import Image
 
-from infd import config as configs
+from infd import config_form
 from infd.config import IngestConfig
 from infd.data import snapshot
 from infd.data.photo import REASONS
@@ -63,7 +63,7 @@ def dataset(tmp_path_factory) -> str:
     with pytest.MonkeyPatch.context() as patch:
         def run(plan: ingest_plan.Plan, tasks: list[dict]) -> None:
             for task in tasks:
-                run_unit(task, run_uri=plan.uri(), dataset=plan.dataset, config=configs.flat(plan.config), group=plan.group)
+                run_unit(task, run_uri=plan.uri(), dataset=plan.dataset, config=config_form.flat(plan.config), group=plan.group)
 
         patch.setattr("pipelines.ingest.run_on_ray", run)
         for group, some in (("lr", range(4)), ("hr", range(4, 6))):

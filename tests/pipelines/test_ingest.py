@@ -21,8 +21,7 @@ from pictures import encoded, picture
 from PIL import Image
 from stores import one_etag_for_all
 
-from infd import config as configs
-from infd import lease, storage
+from infd import config_form, lease, storage
 from infd.config import IngestConfig
 from infd.data import photo, snapshot
 from infd.data.photo import REASONS
@@ -66,7 +65,7 @@ def here(monkeypatch) -> None:
     """Units run in this process, one after the other: all of ingest but Ray."""
     def run(plan: ingest_plan.Plan, tasks: list[dict]) -> None:
         for task in tasks:
-            run_unit(task, run_uri=plan.uri(), dataset=plan.dataset, config=configs.flat(plan.config), group=plan.group)
+            run_unit(task, run_uri=plan.uri(), dataset=plan.dataset, config=config_form.flat(plan.config), group=plan.group)
 
     monkeypatch.setattr("pipelines.ingest.run_on_ray", run)
 
@@ -91,7 +90,7 @@ def test_law_a_unit_writes_the_same_bytes_twice(photos, tmp_path):
     for place in ("a", "b"):
         for _ in range(2):
             made = run_unit(task_of(3, files), run_uri=f"{tmp_path}/{place}/runs/x", dataset=f"{tmp_path}/{place}",
-                            config=configs.flat(CONFIG), group="lr")
+                            config=config_form.flat(CONFIG), group="lr")
     assert made["unit"] == 3 and made["files"] == 14 and made["rejected"] == 3
     assert tree(tmp_path / "a") == tree(tmp_path / "b")
     entries = ingest_plan.read_rows(f"{tmp_path}/a/runs/x/done/00000003.parquet")
@@ -339,7 +338,7 @@ def test_law_a_file_at_which_its_process_dies_is_one_reject(tmp_path, monkeypatc
 
     def attempt() -> bool:
         try:
-            run_unit(task_of(0, files), run_uri=run, dataset=str(tmp_path / "ds"), config=configs.flat(CONFIG), group="",
+            run_unit(task_of(0, files), run_uri=run, dataset=str(tmp_path / "ds"), config=config_form.flat(CONFIG), group="",
                      session=session[0])
             return True
         except KeyboardInterrupt:
@@ -358,7 +357,7 @@ def test_law_a_file_at_which_its_process_dies_is_one_reject(tmp_path, monkeypatc
     assert not list(Path(run, "attempts").iterdir())
     (entry,) = ingest_plan.read_rows(f"{run}/done/00000000.parquet")
     alone = run_unit(task_of(0, [info for i, info in enumerate(files) if i not in bad]), run_uri=f"{tmp_path}/b/runs/x",
-                     dataset=str(tmp_path / "b"), config=configs.flat(CONFIG), group="")
+                     dataset=str(tmp_path / "b"), config=config_form.flat(CONFIG), group="")
     assert alone["files"] == 4 and ingest_plan.read_rows(f"{tmp_path}/b/runs/x/done/00000000.parquet") == [entry]
 
 
@@ -377,7 +376,7 @@ def test_law_an_undisturbed_unit_costs_two_small_requests_more(tmp_path, monkeyp
 
     for name in ("put_if_absent", "put_atomic", "delete"):
         monkeypatch.setattr(storage, name, counting(name))
-    run_unit(task_of(0, files), run_uri=f"{tmp_path}/ds/runs/x", dataset=str(tmp_path / "ds"), config=configs.flat(CONFIG),
+    run_unit(task_of(0, files), run_uri=f"{tmp_path}/ds/runs/x", dataset=str(tmp_path / "ds"), config=config_form.flat(CONFIG),
              group="", session="driver")
     assert written == [("put_if_absent", "attempts"), ("put_atomic", "rejects"), ("put_atomic", "done"), ("delete", "attempts")]
 
@@ -492,7 +491,7 @@ def test_law_ray_writes_what_one_process_writes(ray_here, photos, tmp_path, monk
     with monkeypatch.context() as patch:
         def run(plan: ingest_plan.Plan, tasks: list[dict]) -> None:
             for task in reversed(tasks):
-                run_unit(task, run_uri=plan.uri(), dataset=plan.dataset, config=configs.flat(plan.config),
+                run_unit(task, run_uri=plan.uri(), dataset=plan.dataset, config=config_form.flat(plan.config),
                          group=plan.group)
 
         patch.setattr("pipelines.ingest.run_on_ray", run)
@@ -540,7 +539,7 @@ def test_law_a_killed_job_goes_on_to_the_same_snapshot(photos, tmp_path):
     plan = ingest_plan.make_plan(str(photos), whole, config=CONFIG, group="")
     ingest_plan.write_plan(plan)
     for number, unit in enumerate(plan.units):
-        run_unit(task_of(number, unit), run_uri=plan.uri(), dataset=whole, config=configs.flat(CONFIG), group="")
+        run_unit(task_of(number, unit), run_uri=plan.uri(), dataset=whole, config=config_form.flat(CONFIG), group="")
     ingest(str(photos), whole, config=CONFIG)
     assert snapshot_files(tree(killed)) == snapshot_files(tree(whole))
 

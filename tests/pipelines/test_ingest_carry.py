@@ -10,8 +10,7 @@ import pytest
 from pictures import encoded, picture
 from stores import one_etag_for_all
 
-from infd import config as configs
-from infd import storage
+from infd import config_form, storage
 from infd.config import IngestConfig
 from infd.data import photo, snapshot, verify
 from infd.errors import PhotoError
@@ -49,7 +48,7 @@ class Worker:
             if not self.units:
                 raise KeyboardInterrupt
             self.units -= 1
-            run_unit(task, run_uri=plan.uri(), dataset=plan.dataset, config=configs.flat(plan.config), group=plan.group)
+            run_unit(task, run_uri=plan.uri(), dataset=plan.dataset, config=config_form.flat(plan.config), group=plan.group)
 
     def read_object(self, info: storage.ObjectInfo) -> bytes:
         self.read.append(Path(info.uri).name)

@@ -9,7 +9,7 @@ from pictures import encoded, picture
 from PIL import Image
 
 from infd import checkpoint
-from infd.config import flat
+from infd.config_form import flat
 from infd.errors import ConfigError, PhotoError
 from infd.generation.reconstruct import DEEP_PX, PANEL, ZOOM, compare, deep_zoom, sheet, subject, view_of
 from infd.generation.reconstruct import reconstruct as renders

@@ -8,8 +8,7 @@ import pytest
 from crashes import finished_within
 from pictures import encoded, picture
 
-from infd import config as configs
-from infd import lease, storage
+from infd import config_form, lease, storage
 from infd.config import IngestConfig
 from infd.data import history, shards, snapshot, verify
 from infd.errors import DatasetError, LeaseHeld, StorageError
@@ -37,7 +36,7 @@ def here(request, monkeypatch) -> None:
 
     def run(plan: ingest_plan.Plan, tasks: list[dict]) -> None:
         for task in tasks:
-            run_unit(task, run_uri=plan.uri(), dataset=plan.dataset, config=configs.flat(plan.config), group=plan.group)
+            run_unit(task, run_uri=plan.uri(), dataset=plan.dataset, config=config_form.flat(plan.config), group=plan.group)
 
     monkeypatch.setattr("pipelines.ingest.run_on_ray", run)
 
@@ -175,7 +174,7 @@ def test_law_each_source_is_refreshed_and_loses_only_its_own(dataset, photos, tm
 def test_law_rejects_are_tried_again_only_where_their_source_has_other_limits(dataset, photos, tmp_path, monkeypatch):
     put_photos(tmp_path / "more", range(20, 23))
     (tmp_path / "more" / "small.png").write_bytes(encoded(picture(40, 40)))
-    limits = IngestConfig(**{**configs.flat(CONFIG), "max_pixels": 80 * 230})
+    limits = IngestConfig(**{**config_form.flat(CONFIG), "max_pixels": 80 * 230})
     ingest(str(tmp_path / "more"), dataset, config=limits, group="hr")  # the third is too large
     assert len(names(dataset)) == 8
     read: list[str] = []

@@ -13,7 +13,7 @@ from evaluation.checkpoints import CROP, SMALL, autoencoder_checkpoint, photogra
 from evaluation.networks import random_network
 
 from infd import checkpoint
-from infd.config import flat
+from infd.config_form import flat
 from infd.evaluation import pixels, protocols
 from infd.evaluation.protocols import Consistency, Pairs
 from infd.evaluation.result import Metric, Result, metric

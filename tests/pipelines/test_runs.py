@@ -8,7 +8,8 @@ import pytest
 from pictures import encoded, picture
 
 from infd import checkpoint, storage
-from infd.config import IngestConfig, flat
+from infd.config import IngestConfig
+from infd.config_form import flat
 from infd.data.snapshot import write_dataset
 from infd.lease import driver_uri, held
 from infd.presets import tiny

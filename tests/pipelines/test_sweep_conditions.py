@@ -18,8 +18,8 @@ from infd.config import (
     DiscriminatorConfig,
     LoopConfig,
     LossConfig,
-    flat,
 )
+from infd.config_form import flat
 from infd.data.order import validation_samples
 from infd.data.snapshot import open_dataset
 from infd.diffusion import objectives

@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import pipelines.train
-from infd.config import AutoencoderTrainingConfig, DiffusionTrainingConfig, LatentRunConfig, RunConfig, flat
+from infd.config import AutoencoderTrainingConfig, DiffusionTrainingConfig, LatentRunConfig, RunConfig
+from infd.config_form import flat
 from infd.errors import ConfigError
 from infd.presets import AUTOENCODER, ldm_tiny, tiny
 from jobs import sweep, train_ae, train_ldm

@@ -11,7 +11,8 @@ from mlflow.tracking import MlflowClient
 from pictures import encoded, picture
 
 from infd import checkpoint, storage
-from infd.config import AutoencoderTrainingConfig, IngestConfig, LossConfig, RunConfig, flat
+from infd.config import AutoencoderTrainingConfig, IngestConfig, LossConfig, RunConfig
+from infd.config_form import flat
 from infd.data.snapshot import write_dataset
 from infd.presets import tiny
 from infd.training.alarms import Alarm

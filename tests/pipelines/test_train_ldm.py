@@ -9,7 +9,8 @@ import torch
 from PIL import Image
 
 from infd import checkpoint, storage
-from infd.config import IngestConfig, LatentConfig, flat
+from infd.config import IngestConfig, LatentConfig
+from infd.config_form import flat
 from infd.data.latents import open_latents
 from infd.data.snapshot import write_dataset
 from infd.errors import DatasetError

@@ -19,7 +19,7 @@ from PIL import Image
 from torch import nn
 
 from infd import checkpoint
-from infd.config import flat
+from infd.config_form import flat
 from infd.errors import ConfigError, StackError
 from infd.generation.deep_zoom import DeepZoom
 from infd.generation.model import load_model

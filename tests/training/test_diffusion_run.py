@@ -13,7 +13,8 @@ import torch
 from PIL import Image
 
 from infd import checkpoint, storage
-from infd.config import DiffusionTrainingConfig, IngestConfig, LatentConfig, flat
+from infd.config import DiffusionTrainingConfig, IngestConfig, LatentConfig
+from infd.config_form import flat
 from infd.data.conditions import Conditions
 from infd.data.latents import LatentLoader, Latents, latent_crop, open_latents, unit_done, unit_uri
 from infd.data.loader import Loader

@@ -20,8 +20,8 @@ from infd.config import (
     ReconstructionConfig,
     SampleConfig,
     SamplesConfig,
-    flat,
 )
+from infd.config_form import flat
 from infd.data.latents import Latents, open_latents
 from infd.data.snapshot import open_dataset, write_dataset
 from infd.errors import ConfigError

@@ -15,7 +15,8 @@ import torch
 from PIL import Image
 
 from infd import checkpoint
-from infd.config import AutoencoderTrainingConfig, IngestConfig, LossConfig, departures, flat
+from infd.config import AutoencoderTrainingConfig, IngestConfig, LossConfig
+from infd.config_form import departures, flat
 from infd.data.snapshot import commit, manifest_bytes, open_dataset, read_table, write_dataset
 from infd.errors import CheckpointError, ConfigError, Interrupted, TrainingError, WeightsError
 from infd.generation.load import load_autoencoder

@@ -9,7 +9,8 @@ from torch import Tensor
 from training_batches import random_batch, small
 
 from infd import checkpoint
-from infd.config import AutoencoderTrainingConfig, CropConfig, DiscriminatorConfig, flat
+from infd.config import AutoencoderTrainingConfig, CropConfig, DiscriminatorConfig
+from infd.config_form import flat
 from infd.errors import CheckpointError, ConfigError
 from infd.generation.load import load_autoencoder
 from infd.training.autoencoder import AutoencoderStage, codebook_use
