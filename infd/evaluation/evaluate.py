@@ -144,7 +144,7 @@ def require_counts(protocol: Distances, cuts: Plan, a: Source, b: Source) -> tup
     for source, cut in ((a, cuts.a), (b, cuts.b)):
         require_images(len(cut), least, what=source.uri, rule=f"protocol {protocol.name} (min_images)")
         if "kid" in protocol.metrics:
-            require_images(len(cut), protocol.kid.subset_size, what=source.uri, rule="kid.subset_size")
+            require_images(len(cut), protocol.kid.subset_size, what=source.uri, rule="kid.subset_size (--kid-subset-size)")
         if "precision_recall" in protocol.metrics:
             require_images(len(cut), protocol.precision_recall.k + 1, what=source.uri, rule="precision_recall.k")
     return len(cuts.a), len(cuts.b)

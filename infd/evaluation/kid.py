@@ -62,7 +62,7 @@ def kid(a: np.ndarray, b: np.ndarray, config: KidConfig = DEFAULT) -> Kid:
     Law: the same features, in the same order, give the same numbers; features of torch-fidelity give its numbers.
     """
     for side, features in (("first", a), ("second", b)):
-        require_images(len(features), config.subset_size, what=f"{side} set", rule="kid.subset_size")
+        require_images(len(features), config.subset_size, what=f"{side} set", rule="kid.subset_size (--kid-subset-size)")
     if a.shape[1] != b.shape[1]:
         raise EvaluationError(f"features: {a.shape[1]} on one side, {b.shape[1]} on the other; expected one network for "
                               "both; compute one of them anew")

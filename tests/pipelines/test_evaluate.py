@@ -337,7 +337,7 @@ def sized(side: int):
     (sized(40), ["reconstruction"], "bad/img020.png: 40x40; "),
     (Path.unlink, ["reconstruction"], "img020.png: no image img020.* in"),
     (Path.unlink, ["pfid_infd", "--patch", "32/48", "--images", "24"], "bad: 23 images; the count that was asked for needs"),
-    (Path.unlink, ["kid", "--kid-subset-size", "24"], "bad: 23 images; kid.subset_size needs at least 24"),
+    (Path.unlink, ["kid", "--kid-subset-size", "24"], "bad: 23 images; kid.subset_size (--kid-subset-size) needs at least 24"),
     (Path.stat, ["pfid_infd", "--patch", "32/48", "32/64"], "48x48; crops.prepare=exact needs 64x64"),   # before the first
     (Path.stat, ["spectra", "--patch", "32/48", "32/64"], "48x48; crops.prepare=exact needs 64x64"),
 ], ids=lambda one: " ".join(one) if isinstance(one, list) else "")
