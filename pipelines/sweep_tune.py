@@ -39,11 +39,13 @@ from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler  # 
 from ray.tune.search import Searcher  # noqa: E402
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy  # noqa: E402
 
+from pipelines.ray_groups import release_orphans  # noqa: E402
+
 logger = logging.getLogger(__name__)
 
 POLL_S = 0.5
 DEATH_S = 30.0
-"""For how long a driver that was killed is waited for."""
+"""For how long a driver that was killed, and its trainer, are waited for."""
 LOUD = ("ray.tune.execution.tune_controller", "ray.tune.tune", "ray.tune.analysis.experiment_analysis")
 """Loggers of Tune that write tracebacks of trials, and of log files that are not written; the table says what is wrong."""
 DRIVER: dict[str, int | float] = {"memory": 1 << 20}
@@ -273,11 +275,11 @@ class Running:
         self.supply.over(fate)
 
     def look(self) -> None:
-        """Show how far the trials are."""
+        """Show how far the trials are; release what those that were ended early had."""
         if time.monotonic() - self.looked >= POLL_S:
             self.looked = time.monotonic()
             self.table.show(answer(self.board.now.remote()))
-
+            release_orphans()
 
     def close(self) -> None:
         """End what still runs, with its workers, whom Ray ends with their driver: no trial begins any more, leases are given
@@ -289,6 +291,9 @@ class Running:
             if has_ended(driver.actor):
                 lease.release(lease.driver_uri(self.trials[number].run), driver.holder)
         ray.kill(self.board)
+        end = time.monotonic() + DEATH_S
+        while release_orphans() and time.monotonic() < end:
+            time.sleep(0.05)
         for number in sorted(self.live):
             tracking.finish(tracking.known_id(self.trials[number].run), ok=False)
 

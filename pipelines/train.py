@@ -137,10 +137,9 @@ def train_on_ray(run: Run[TrainingConfig], where: PlaceConfig, *, part: Part) ->
     import ray
     from ray.train import FailureConfig, ScalingConfig, TrainingFailedError
     from ray.train import RunConfig as RayRunConfig
-    from ray.train.torch import TorchTrainer
 
     from pipelines.cluster import connect
-    from pipelines.ray_torch import ListeningTorch
+    from pipelines.ray_torch import ListeningTorch, Trainer
 
     with connect(env=worker_env()):
         resources = ray.cluster_resources()
@@ -148,7 +147,7 @@ def train_on_ray(run: Run[TrainingConfig], where: PlaceConfig, *, part: Part) ->
         cpus = check_fits(where, resources, gpu=gpu)
         run_id = tracking.begin(run, where.experiment, parent=part.parent)
         filesystem, path = storage.filesystem(storage.join(run.uri, "ray"))
-        trainer = TorchTrainer(
+        trainer = Trainer(
             train_worker,
             train_loop_config={**replace(run, tracking_id=run_id).payload(), "observer": part.observer},
             scaling_config=ScalingConfig(num_workers=where.workers, use_gpu=gpu,

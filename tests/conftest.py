@@ -67,9 +67,9 @@ def stack() -> "Iterator[local.Stack]":
 def bucket(stack: "local.Stack") -> Iterator[str]:
     """An empty prefix of its own in the stack's bucket, `s3://infd/test-…`; its objects are deleted afterwards.
 
-    No test may leave a CPU of the stack's Ray taken: the next one that needs it would wait for ever.
+    No test may leave a CPU of the stack's Ray taken, or a server ended: the next one that needs it would be blamed.
     """
-    from stack import nothing_is_taken
+    from stack import nothing_is_taken, servers, until
 
     from infra.services import BUCKET, s3_client
 
@@ -80,3 +80,4 @@ def bucket(stack: "local.Stack") -> Iterator[str]:
         if keys:
             client.delete_objects(Bucket=BUCKET, Delete={"Objects": keys})
     nothing_is_taken(stack)
+    until(lambda: servers(stack) == "s3 up, mlflow up, ray up", what="the stack's servers")

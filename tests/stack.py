@@ -68,5 +68,10 @@ def nothing_is_taken(stack: local.Stack, limit_s: float = 120.0) -> None:
     """Wait until what ran on the stack's Ray has given all back; AssertionError naming what it has not."""
     end = time.monotonic() + limit_s
     while left := taken(stack):
-        assert time.monotonic() < end, f"after {limit_s} s Ray still has given away {left}"
+        assert time.monotonic() < end, f"after {limit_s} s Ray still has given away {left}; {servers(stack)}"
         time.sleep(0.2)
+
+
+def servers(stack: local.Stack) -> str:
+    """What each server of the stack says of itself now."""
+    return ", ".join(f"{part.name} {part.state}" for part in local.status(stack.root).services.values())

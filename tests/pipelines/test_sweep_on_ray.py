@@ -11,7 +11,7 @@ import sys
 import psutil
 import pytest
 from small_sweeps import STEPS, begun, encoded_latents, wish, write_photos
-from stack import until
+from stack import nothing_is_taken, until
 
 from infd import checkpoint, storage
 from infra.services import s3_client
@@ -90,7 +90,7 @@ def test_job_an_ended_sweep_goes_on_and_ends_in_a_table(
             storage.delete(lease)                                    # stale; to wait for that is tested with leases
     else:
         assert not leases
-        assert_ended(uri, code, number, (tmp_path / "stderr").read_text())
+        assert_ended(stack, uri, code, number, (tmp_path / "stderr").read_text())
     before = written(stack, uri)
     steps = {number: last(uri, number) for number in range(count)}
     assert not storage.exists(f"{uri}/sweep.json") and any(0 < step < STEPS for step in steps.values())
@@ -117,15 +117,13 @@ def test_job_an_ended_sweep_goes_on_and_ends_in_a_table(
     assert_nothing_is_left_to_do(uri, words, capfd)
 
 
-def assert_ended(uri: str, code: int, number: int, stderr: str) -> None:
+def assert_ended(stack, uri: str, code: int, number: int, stderr: str) -> None:
     """As the docs have it: the exit code, what to do, no CPU still taken, and no run that MLflow shows as running."""
-    import ray
     from mlflow.tracking import MlflowClient
 
     assert code == 128 + number and "Traceback" not in stderr
     assert re.search(r"^sweep: .*the same command goes on", stderr, re.M)
-    with cluster.connect(env=train.worker_env()):
-        until(lambda: ray.available_resources().get("CPU") == ray.cluster_resources()["CPU"])
+    nothing_is_taken(stack)
     client = MlflowClient()
     records = [info.uri for info in storage.list_objects(uri) if info.uri.endswith("/mlflow.json")]
     states = {client.get_run(json.loads(storage.read_bytes(record))["run_id"]).info.status for record in records}
@@ -163,8 +161,6 @@ def assert_nothing_is_left_to_do(uri: str, words: list[str], capfd) -> None:
 @pytest.mark.slow
 def test_a_trial_that_fails_and_one_that_is_ended_early_leave_nothing(stack, bucket):
     """One has ended well before; a rate at which nothing is learned, which ASHA ends; one that is not finite."""
-    import ray
-
     dataset, uri = write_photos(f"{bucket}/data"), f"{bucket}/sweep"
     asked = wish(dataset, uri, "optimizer.lr=2e-3,1e-12,1e30", seeds=(0,), scheduler="asha", reduction=2,
                  loop={"steps": 40, "checkpoint_every": 10})
@@ -174,7 +170,7 @@ def test_a_trial_that_fails_and_one_that_is_ended_early_leave_nothing(stack, buc
     with cluster.connect(env=train.worker_env()):
         found = sweep.run_sweep(asked)
         until(lambda: not processes(stack, *TRAINING))
-        until(lambda: ray.available_resources().get("CPU") == ray.cluster_resources()["CPU"])
+        nothing_is_taken(stack)                                      # while the job that had them goes on
     assert [fate.state for fate in found.fates] == ["finished", "stopped", "failed"]
     assert 10 <= found.fates[1].step < 40 and "a loss or a weight is not finite" in found.fates[2].error
     assert "a loss or a weight is not finite" in sweep_summary.text(found) and found.best_trial.trial.number == 0

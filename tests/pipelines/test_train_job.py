@@ -22,7 +22,7 @@ from infra.processes import MARKER
 from pipelines import runs
 
 T = TypeVar("T")
-LIMIT_S = 240
+LIMIT_S = 600
 MANY, SOME = 80, 60
 """Steps of the job that is stopped and whose worker is killed, and of the one that gets SIGTERM."""
 WORKER = "ray::RayTrainWorker"
