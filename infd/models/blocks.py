@@ -1,12 +1,16 @@
-"""The residual block of E, D and the denoiser: diffusers' `ResnetBlock2D` without work that does nothing here."""
+"""Residual blocks and attention of E, D and the denoiser: diffusers' own without work that does nothing here."""
+
+from typing import Any
 
 from torch import Tensor, nn
+from torch.nn import functional
 
 from infd.compat import torchvision_ready
 
 torchvision_ready()
 
-from diffusers.models.resnet import ResnetBlock2D  # noqa: E402  (after torchvision is ready)
+from diffusers.models.attention_processor import Attention  # noqa: E402  (after torchvision is ready)
+from diffusers.models.resnet import ResnetBlock2D  # noqa: E402
 
 
 class ResBlock(ResnetBlock2D):
@@ -26,12 +30,35 @@ class ResBlock(ResnetBlock2D):
         return (input_tensor if self.conv_shortcut is None else self.conv_shortcut(input_tensor)) + hidden
 
 
+class PixelAttention:
+    """Attention among all pixels of a map, with the map added: a processor of diffusers' `Attention`.
+
+    diffusers' own lays the normed map out anew for each of query, key and value, norms a copy of it, and divides the sum by 1.
+    Law: the same numbers, bit for bit in the plain layout; a map in channels last stays so.
+    """
+
+    def __call__(self, attn: Any, hidden_states: Tensor, encoder_hidden_states: Tensor | None = None,
+                 attention_mask: Tensor | None = None, temb: Tensor | None = None) -> Tensor:
+        """(B, C, h, w) -> the same shape."""
+        b, c, h, w = hidden_states.shape
+        pixels = attn.group_norm(hidden_states).flatten(2).transpose(1, 2).contiguous()
+        q, k, v = (layer(pixels).view(b, h * w, attn.heads, -1).transpose(1, 2) for layer in (attn.to_q, attn.to_k, attn.to_v))
+        mixed = functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(b, h * w, -1)
+        return hidden_states + attn.to_out[1](attn.to_out[0](mixed)).transpose(1, 2).unflatten(2, (h, w))
+
+
 def with_lean_blocks(network: nn.Module) -> nn.Module:
-    """`network`, a `ResBlock` wherever it has a block of that kind; weights and their names stay."""
+    """`network`, a `ResBlock` wherever it has a block of that kind, and `PixelAttention` where attention is of maps; weights
+    and their names stay."""
     for module in network.modules():
         if type(module) is ResnetBlock2D:
             plain = module.upsample is None and module.downsample is None and module.time_embedding_norm != "scale_shift"
             if not plain or module.skip_time_act or module.output_scale_factor != 1:
                 raise AssertionError(f"a block of another kind: {module}")
             module.__class__ = ResBlock
+        elif isinstance(module, Attention) and module.group_norm is not None:
+            more = (module.spatial_norm, module.norm_q, module.norm_k, module.norm_cross)
+            if any(more) or not module.residual_connection or module.rescale_output_factor != 1:
+                raise AssertionError(f"attention of another kind: {module}")
+            module.set_processor(PixelAttention())  # pyright: ignore[reportArgumentType]
     return network
