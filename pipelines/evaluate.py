@@ -437,7 +437,7 @@ def block_key(scene: Scene, about: dict[str, Any]) -> str:
 
 def table(results: Sequence[Result]) -> str:
     """A line for each figure, with its standard error, or its spread over seeds or images; then what a reader must know."""
-    rows = [("metric", "value", "spread", "better", "over")]
+    rows = [("metric", "value", "±", "better", "over")]
     for result in results:
         rows += [(one.name, f"{one.value:.6g}", about(one), one.better, counted(result, one)) for one in result.metrics]
     notes = dict.fromkeys(note for result in results for note in result.notes)
@@ -446,8 +446,8 @@ def table(results: Sequence[Result]) -> str:
 
 def about(one: Metric) -> str:
     if one.standard_error is not None:
-        return f"{one.standard_error:.2g}"
-    return f"{one.spread:.2g}" if one.spread is not None else ""
+        return f"{one.standard_error:.2g} standard error"
+    return f"{one.spread:.2g} over {one.over}" if one.spread is not None else ""
 
 
 def counted(result: Result, one: Metric) -> str:

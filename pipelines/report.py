@@ -68,7 +68,7 @@ def values(table: Table, said: Sequence[str]) -> dict[str, Any]:
                      if column.condition else ""} for column in table.columns],
         "families": [{"name": name, "places": places} for name, places in families(table.columns).items()],
         "rows": [{"name": row.name, "colour": plots.colour(index), "preset": row.preset, "step": row.step,
-                  "stale": row.stale, "cells": [cell_of(one, best=table.best[k] == index, marked=marked[index][k])
+                  "stale": row.stale, "cells": [cell_of(one, best=report_text.lead(table, index, k), marked=marked[index][k])
                             for k, one in enumerate(table.cells[index])]}
                  for index, row in enumerate(rows)],
         "pooled": [{"name": one.name, "cells": [report_text.pooled_text(cell) for cell in one.cells]}
@@ -88,7 +88,7 @@ def values(table: Table, said: Sequence[str]) -> dict[str, Any]:
     }
 
 
-def cell_of(one: Metric | None, *, best: bool, marked: bool) -> dict[str, Any]:
+def cell_of(one: Metric | None, *, best: str, marked: bool) -> dict[str, Any]:
     return {"text": report_text.value_text(one), "more": report_text.error_text(one) if one else "", "best": best,
             "mark": MARK if one and marked else ""}
 

@@ -13,6 +13,8 @@ from infd.evaluation.errors import EvaluationError
 from infd.evaluation.result import Result, read_result
 from pipelines import runs
 from pipelines.report_tables import Row, Superseded, condition_of, drawn
+from pipelines.sweep_plan import value_text
+from pipelines.sweep_trials import VALUES
 
 logger = logging.getLogger(__name__)
 
@@ -58,7 +60,8 @@ def read_rows(addresses: Sequence[str]) -> list[Row]:
                                   "jobs/evaluate.py wrote; check the address")
         if is_run and not found:
             facts = runs.facts(address, alive=False)
-            rows[address] = Row(name=base(address), address=address, run=facts, step=facts.best.step if facts.best else None)
+            step = facts.best.step if facts.best else None
+            rows[address] = Row(name=run_name(address), address=address, run=facts, step=step)
         for one in found:
             rows[one.key] = added(rows.get(one.key) or row_of(one, address if is_run else ""), one)
     return [settled(row) for row in rows.values()]
@@ -97,8 +100,8 @@ def row_of(one: Found, run: str) -> Row:
     except InfdError as error:
         logger.warning("%s", error)
         facts = None
-    return Row(name=base(run) if facts else base(uri), address=uri, run=None if stale else facts, step=one.judged.get("step"),
-               content=content_of(one.judged), stale=stale)
+    return Row(name=run_name(run) if facts else base(uri), address=uri, run=None if stale else facts,
+               step=one.judged.get("step"), content=content_of(one.judged), stale=stale)
 
 
 def changed_since(judged: dict[str, Any]) -> bool:
@@ -120,6 +123,17 @@ def added(row: Row, one: Found) -> Row:
 
 def base(uri: str) -> str:
     return uri.rstrip("/").rsplit("/", 1)[-1]
+
+
+def run_name(uri: str) -> str:
+    """The run's folder; of a sweep's trial also what was tried, `003: lr=0.002 gan=0.5, seed 1`."""
+    place = storage.join(uri, VALUES)
+    if not storage.exists(place):
+        return base(uri)
+    told = json.loads(storage.read_bytes(place))
+    tried = " ".join(f"{name.rsplit('.', 1)[-1]}={value_text(value)}" for name, value in told["values"].items())
+    seed = f"seed {told['seed']}"
+    return f"{base(uri)}: {', '.join(filter(None, (tried, seed)))}"
 
 
 # ---------------------------------------------------------------- one result of each condition

@@ -86,6 +86,8 @@ class Table:
     cells: list[list[Metric | None]]
     best: list[int | None]
     """Of each column the row; None where fewer than two have it, or where two share it."""
+    even: list[bool]
+    """Of each column whether the best two differ by less than the error of their difference, where that is known."""
     printed: list[Published] = field(default_factory=list)
 
 
@@ -193,7 +195,9 @@ def table_of(rows: Sequence[Row], printed: Sequence[Published] = ()) -> Table:
     ordered = sorted(columns.values(), key=order_of)
     cells = [[cell(row, column) for column in ordered] for row in rows]
     best = [best_of([line[k] for line in cells], column.better) for k, column in enumerate(ordered)]
-    return Table(list(rows), ordered, cells, best, list(printed))
+    even = [found is not None and within_error(*first_two([line[k] for line in cells], column.better))
+            for k, (found, column) in enumerate(zip(best, ordered, strict=True))]
+    return Table(list(rows), ordered, cells, best, even, list(printed))
 
 
 def figures(row: Row) -> Iterator[tuple[Result, Metric]]:
@@ -253,6 +257,32 @@ def best_of(found: Sequence[Metric | None], better: str) -> int | None:
     return have[0][1] if have[0][0] != have[1][0] else None
 
 
+def first_two(found: Sequence[Metric | None], better: str) -> tuple[Metric, Metric]:
+    """The best and the second best value of two or more."""
+    one, other = sorted((one for one in found if one is not None), key=lambda one: one.value, reverse=better == "higher")[:2]
+    return one, other
+
+
+def within_error(one: Metric, other: Metric) -> bool:
+    """Whether two values differ by less than twice the error of their difference, where that is known."""
+    pairs = [step for step in image_by_image(one, other) if math.isfinite(step)]
+    if len(pairs) > 1:
+        gap, error = abs(fmean(pairs)), stdev(pairs) / len(pairs) ** 0.5
+    else:
+        gap, error = abs(one.value - other.value), max(error_of(one), error_of(other))
+    return bool(error) and gap < 2 * error
+
+
+def image_by_image(one: Metric, other: Metric) -> list[float]:
+    """The differences of two figures over the same images, or the same pools of them; [] of figures that are means of neither.
+
+    Equal columns have equal images in equal order, and so equal pools. Images that both reproduce to the bit say nothing.
+    """
+    if one.over == "seeds" or one.over != other.over or len(one.values) != len(other.values):
+        return []
+    return [a - b for a, b in zip(one.values, other.values, strict=True) if a != b or math.isfinite(a)]
+
+
 @dataclass(frozen=True)
 class Pooled:
     """Rows that differ by their seed alone."""
@@ -264,15 +294,15 @@ class Pooled:
 
 def over_seeds(table: Table) -> list[Pooled]:
     """Mean and spread of each group of runs whose settings are the same but for loop.seed."""
-    groups: dict[str, list[int]] = {}
+    groups: dict[str, dict[str, list[int]]] = {}
     for index, row in enumerate(table.rows):
         if row.run is not None:
             settings = {name: value for name, value in numbers_of(config_of(row.run)).items() if name != "loop.seed"}
-            ways = [drawn(result.sources[-1]) for result in row.results[:1]]
-            about = [row.preset, row.run.record["snapshot"], row.run.record["latents"], settings, ways]
-            groups.setdefault(json.dumps(about, sort_keys=True), []).append(index)
+            about = json.dumps([row.preset, row.run.record["snapshot"], row.run.record["latents"], settings], sort_keys=True)
+            way = json.dumps([drawn(result.sources[-1]) for result in row.results[:1]], sort_keys=True)
+            groups.setdefault(about, {}).setdefault(way, []).append(index)
     made = []
-    for members in groups.values():
+    for members in (members for ways in groups.values() for members in of_one_way(ways)):
         runs = [run.uri for index in members if (run := table.rows[index].run)]
         seeds = {config_of(run).get("loop.seed") for index in members if (run := table.rows[index].run)}
         if len(runs) < 2 or len(set(runs)) < len(runs) or len(seeds) < len(runs):  # alone, one run twice, one seed twice
@@ -281,6 +311,12 @@ def over_seeds(table: Table) -> list[Pooled]:
         cells = [mean_and_spread([one.value for one in column if one], len(members)) for column in columns]
         made.append(Pooled(f"mean of {len(members)} seeds: {', '.join(table.rows[index].name for index in members)}", cells))
     return made
+
+
+def of_one_way(ways: dict[str, list[int]]) -> list[list[int]]:
+    """Rows by the way they were drawn; those that nobody has judged yet, "[]", are with the others where these have one way."""
+    judged = [members for way, members in ways.items() if way != "[]"]
+    return [sorted([*judged[0], *ways.get("[]", [])])] if len(judged) == 1 else list(ways.values())
 
 
 def mean_and_spread(values: Sequence[float], count: int) -> tuple[float, float] | None:

@@ -198,13 +198,20 @@ def family_text(table: Table, places: Sequence[int], notes: Mapping[str, int]) -
     columns, marked = [table.columns[k] for k in places], marks(table)
     heads = [f"{column.title}{ARROWS[column.better]}" + (f" [{notes[column.condition]}]" if column.condition else "")
              for column in columns]
-    lines = [[row.name, *(cell(table.cells[index][k], table.best[k] == index, marked[index][k]) for k in places)]
+    lines = [[row.name, *(cell(table.cells[index][k], lead(table, index, k) == "best", marked[index][k]) for k in places)]
              for index, row in enumerate(table.rows)]
     lines += [[one.name, *(pooled_text(one.cells[k]) for k in places)] for one in over_seeds(table)]
     lines += [[f"*published: {one.name} ({one.source})*",
                *(f"*{one.values[column.metric]:g}*" if column.metric in one.values else "–" for column in columns)]
               for one in table.printed if any(column.metric in one.values for column in columns)]
     return pipes(["", *heads], lines)
+
+
+def lead(table: Table, row: int, column: int) -> str:
+    """best; even where the second best is within the error; empty where another row is better, or none is."""
+    if table.best[column] != row:
+        return ""
+    return "even" if table.even[column] else "best"
 
 
 def pooled_text(cell: tuple[float, float] | None) -> str:

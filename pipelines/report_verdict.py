@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Sequence
-from statistics import fmean, stdev
 
 from infd.evaluation.result import Metric
 from pipelines.report_tables import (
@@ -11,11 +10,13 @@ from pipelines.report_tables import (
     Row,
     Table,
     compares,
-    error_of,
+    first_two,
+    image_by_image,
     kind_of,
     scale_metric,
     scales,
     settings_rows,
+    within_error,
 )
 from pipelines.report_text import number
 
@@ -31,22 +32,28 @@ def verdict(table: Table) -> list[str]:
     if len(rows) < 2:
         return []
     shared = [k for k in range(len(table.columns)) if all(line[k] is not None for line in table.cells)]
-    wins = [sum(table.best[k] == index for k in shared) for index in range(len(rows))]
-    said = []
-    if shared and max(wins):
-        first = wins.index(max(wins))
-        tied = [rows[index].name for index, count in enumerate(wins) if count == max(wins)]
-        said.append(f"{rows[first].name} is best in {wins[first]} of the {len(shared)} figures that all have." if len(tied) == 1
-                    else f"{' and '.join(tied)} are each best in {max(wins)} of the {len(shared)} figures that all have.")
-        said += clearest(table, shared)
-    elif shared:
-        said.append("No figure that all have tells the rows apart.")
+    if shared:
+        said = [wins_told(table, shared), *clearest(table, shared)]
     else:
-        said.append("No figure was made of all rows under the same conditions; evaluate them with the same command.")
+        said = ["No figure was made of all rows under the same conditions; evaluate them with the same command."]
     return [*said, *scales_told(rows), *settings_told(rows)]
 
 
 # ---------------------------------------------------------------- figures
+
+
+def wins_told(table: Table, shared: Sequence[int]) -> str:
+    """In how many figures each row is best by more than the error, the first first, and how many tell nothing."""
+    wins = [sum(table.best[k] == index and not table.even[k] for k in shared) for index in range(len(table.rows))]
+    even = sum(table.even[k] for k in shared)
+    doubtful = f"; in {even} the best two differ by less than the error" if even else ""
+    if not max(wins):
+        return f"None of the {len(shared)} figures that all have tells the rows apart{doubtful}."
+    leading = sorted((index for index, count in enumerate(wins) if count), key=lambda index: -wins[index])
+    first = [table.rows[index].name for index in leading if wins[index] == max(wins)]
+    others = [f", {table.rows[index].name} in {wins[index]}" for index in leading if wins[index] < max(wins)]
+    best = f"{first[0]} is best in" if len(first) == 1 else f"{' and '.join(first)} are each best in"
+    return f"{best} {max(wins)} of the {len(shared)} figures that all have{''.join(others)}{doubtful}."
 
 
 def clearest(table: Table, shared: Sequence[int]) -> list[str]:
@@ -56,13 +63,14 @@ def clearest(table: Table, shared: Sequence[int]) -> list[str]:
         if table.best[k] is None:
             continue
         column = table.columns[k]
-        have = [(one, table.rows[index].name) for index, line in enumerate(table.cells) if (one := line[k])]
-        have.sort(key=lambda pair: pair[0].value, reverse=column.better == "higher")
-        (one, name), (second, other) = have[:2]
+        one, second = first_two([line[k] for line in table.cells], column.better)
+        name, other = (next(row.name for row, line in zip(table.rows, table.cells, strict=True) if line[k] is have)
+                       for have in (one, second))
         share, kind = share_of(column, one.value, second.value), kind_of(column.metric)
+        doubt = ", which is within the error" if within_error(one, second) else ""
         if share > found.get(kind, (0.0, ""))[0]:
             found[kind] = (share, f"{column.title}: {plain(one.value)} of {name} against {plain(second.value)} of {other}"
-                                  f"{difference(column, one, second)}{doubt(one, second)}.")
+                                  f"{difference(column, one, second)}{doubt}.")
     return [text for _, text in sorted(found.values(), key=lambda pair: -pair[0])[:CLEAREST]]
 
 
@@ -94,26 +102,6 @@ def difference(column: Column, one: Metric, other: Metric) -> str:
     sign = 1 if column.better == "higher" else -1
     won = f"; better in {sum(sign * step > 0 for step in pairs)} of {len(pairs)} {one.over}" if pairs else ""
     return f" ({size.replace('-', '−')}{won})"
-
-
-def doubt(one: Metric, other: Metric) -> str:
-    """Whether two values differ by less than twice the error of their difference, where that is known."""
-    pairs = [step for step in image_by_image(one, other) if math.isfinite(step)]
-    if len(pairs) > 1:
-        gap, error = abs(fmean(pairs)), stdev(pairs) / len(pairs) ** 0.5
-    else:
-        gap, error = abs(one.value - other.value), max(error_of(one), error_of(other))
-    return ", which is within the error" if error and gap < 2 * error else ""
-
-
-def image_by_image(one: Metric, other: Metric) -> list[float]:
-    """The differences of two figures over the same images, or the same pools of them; [] of figures that are means of neither.
-
-    Equal columns have equal images in equal order, and so equal pools. Images that both reproduce to the bit say nothing.
-    """
-    if one.over == "seeds" or one.over != other.over or len(one.values) != len(other.values):
-        return []
-    return [a - b for a, b in zip(one.values, other.values, strict=True) if a != b or math.isfinite(a)]
 
 
 # ---------------------------------------------------------------- scales and settings

@@ -73,7 +73,9 @@ def run_sweep(wish: Wish) -> Summary:
         logger.info("sweep %s: %d trials, %d of them over already", plan.uri, plan.count, over)
         if over < plan.count:
             run_trials(plan, wish, fates, listen)
-        found = sweep_summary.summary(plan, sweep_trials.fates(sweep_trials.known(plan), plan.sweep.metric))
+            fates = sweep_trials.fates(sweep_trials.known(plan), plan.sweep.metric)
+        sweep_trials.require_figures(fates, plan)
+        found = sweep_summary.summary(plan, fates)
         sweep_summary.write(found)
         return reported(found)
 
@@ -165,6 +167,8 @@ def check(plan: Plan, where: PlaceConfig, manifest: Manifest) -> None:
         if not every:
             raise ConfigError(f"metric={plan.sweep.metric}: trial {trial.number} ({trial.text}) makes none; expected one to "
                               f"judge by; give --{name} STEPS, or take --metric val/loss")
+        if instead := sweep_trials.unknown(plan.sweep.metric, trial.config):
+            raise ConfigError(f"metric={plan.sweep.metric}: no trial makes it; {instead}")
     if plan.sweep.metric.startswith(("val/", "eval/")) and not (manifest.split == 1).any():
         raise ConfigError(f"metric={plan.sweep.metric}: {plan.snapshot} has no photo in its val split to judge by; ingest with "
                           "--val-fraction, or take --metric train/loss")

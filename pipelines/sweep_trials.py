@@ -7,13 +7,15 @@
 """
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
 from typing import Any, Literal
 
 from infd import checkpoint, storage
 from infd.checkpoint import Checkpoint
-from infd.errors import InfdError
+from infd.config import AutoencoderTrainingConfig
+from infd.errors import ConfigError, InfdError
 from infd.training.loop import Metrics
 from pipelines.sweep_plan import Plan, TrainingConfig, Trial, Values
 
@@ -72,6 +74,23 @@ def rhythm(metric: str, config: TrainingConfig) -> tuple[str, int]:
         return "evaluation.every", config.evaluation.every
     name = "validate_every" if metric.startswith("val/") else "checkpoint_every"
     return f"loop.{name}", getattr(config.loop, name)
+
+
+def unknown(metric: str, config: TrainingConfig) -> str:
+    """Of a metric val/… or eval/… that no training with this config makes what to take instead; empty where it may be made.
+
+    The names are those of `validate` of the stages; stage one tells them by scale too, NAME_r_to_END.
+    """
+    if isinstance(config, AutoencoderTrainingConfig):
+        known = ["val/loss", "val/l1", "val/psnr", *(["val/lpips"] if config.loss.lpips > 0 else [])]
+        known += [f"eval/{name}.{side}" for name in config.evaluation.metrics for side in config.evaluation.sizes]
+        metric, heads = metric.partition("_r_to_")[0], ("val/", "eval/")
+    else:
+        known, heads = ["val/loss"], ("val/",)
+    if not metric.startswith(heads) or metric in known:
+        return ""
+    near = get_close_matches(metric, known, n=1)
+    return f"did you mean {near[0]}?" if near else f"there are {', '.join(known)}"
 
 
 def due(step: int, metric: str, config: TrainingConfig) -> bool:
@@ -140,6 +159,16 @@ def known(plan: Plan) -> list[Trial]:
         return plan.listed()
     points = sorted(chosen(plan).items())
     return [trial for point, values in points for trial in plan.point(point, values)]
+
+
+def require_figures(found: Sequence[Fate], plan: Plan) -> None:
+    """Raise ConfigError where trials are over and none of them has the metric: it is not one of their figures."""
+    over = [fate for fate in found if fate.over and fate.checkpoint]
+    if over and all(fate.figure is None for fate in over):
+        names = sorted(checkpoint.load(over[0].checkpoint).meta["metrics"])
+        how = "" if plan.sweep.steers else " with the same command, which trains none of them again"
+        raise ConfigError(f"metric={plan.sweep.metric}: none of the {len(over)} trials that are over has it; expected one of "
+                          f"{', '.join(names)}; say another --metric{how}")
 
 
 def fates(trials: Iterable[Trial], metric: str) -> list[Fate]:

@@ -49,7 +49,7 @@ class OneCrop:
 
     def __post_init__(self) -> None:
         require(self.p >= 16, "crops.p", self.p, "must be at least 16")
-        require(self.r >= self.p, "crops.r", self.r, f"must be at least p={self.p}")
+        require(self.r >= self.p, "crops.r", self.r, f"must be at least p={self.p}; a patch P/R (--patch) has P up to R")
 
     @property
     def suffix(self) -> str:
@@ -197,7 +197,7 @@ def require_one_size(crops: WholeImages, sets: Iterable[tuple[Source, int]]) -> 
             if sides != first[1]:
                 raise EvaluationError(
                     f"{source.address(item)}: {sides.width}x{sides.height}; whole images must have one size, and "
-                    f"{first[0]} is {first[1][0]}x{first[1][1]}; set crops.side, to which all are brought")
+                    f"{first[0]} is {first[1][0]}x{first[1][1]}; set crops.side (--side), to which all are brought")
 
 
 def require_exact(crops: OneCrop, sets: Iterable[tuple[Source, int]]) -> None:
@@ -207,11 +207,12 @@ def require_exact(crops: OneCrop, sets: Iterable[tuple[Source, int]]) -> None:
             sides = source.sides(item)
             if sides.short < crops.p:
                 raise EvaluationError(f"{source.address(item)}: {sides.width}x{sides.height}; smaller than the crop of "
-                                      f"{crops.p} px; choose a smaller crops.p, or take the image away")
+                                      f"{crops.p} px; choose a smaller crops.p (--patch), or take the image away")
             if crops.prepare == "exact" and sides != (crops.r, crops.r):
                 raise EvaluationError(
                     f"{source.address(item)}: {sides.width}x{sides.height}; crops.prepare=exact needs {crops.r}x{crops.r}; "
-                    "set crops.prepare=center-lanczos to bring images to that side, or take the image away")
+                    "set crops.prepare=center-lanczos (--prepare center-lanczos) to bring images to that side, or take the "
+                    "image away")
             require_side(source, item, crops.r)
 
 

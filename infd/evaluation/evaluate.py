@@ -95,7 +95,7 @@ def distances(
         sides = [collect(source, cut, keep) for source, cut in ((a, cuts.a), (b, cuts.b))]
         for name, value in compared(protocol, sides[0], sides[1], network, errors):
             found.setdefault(name, []).append(value)
-        notes = warnings(counts, network)
+        notes = warnings(counts, network, protocol)
     return Result(
         protocol=protocol.name, choices=given | {"device": network.device}, networks=(network.describe(),),
         metrics=tuple(metric(name, values, better="higher" if name.startswith(("precision", "recall")) else "lower",
@@ -150,9 +150,9 @@ def require_counts(protocol: Distances, cuts: Plan, a: Source, b: Source) -> tup
     return len(cuts.a), len(cuts.b)
 
 
-def warnings(counts: tuple[int, int], network: FeatureNetwork) -> tuple[str, ...]:
+def warnings(counts: tuple[int, int], network: FeatureNetwork, protocol: Distances) -> tuple[str, ...]:
     """What a reader must know of small sets."""
-    if min(counts) > network.dim:
+    if min(counts) > network.dim or "frechet" not in protocol.metrics:
         return ()
     return (f"{min(counts)} images for {network.dim} features: a covariance is singular and the Fréchet distance far above its "
             "limit; compare only figures of equal counts, or take the kernel distance",)

@@ -110,8 +110,8 @@ class FolderSource:
         found = (info for info in storage.list_objects(self.uri) if info.uri.lower().endswith(SUFFIXES))
         self.files = sorted(found, key=lambda info: os.fsencode(info.uri))
         if not self.files:
-            raise EvaluationError(f"{uri}: no image file there; expected some that end in {', '.join(SUFFIXES)}; check the "
-                                  "address")
+            raise EvaluationError(f"{uri}: no image file there, and no dataset, latents or checkpoint; expected one of them, "
+                                  f"or files that end in {', '.join(SUFFIXES)}; check the address")
 
     def __len__(self) -> int:
         return len(self.files)
@@ -221,7 +221,7 @@ class DatasetSource:
         return str(self.dataset[int(self.rows[index])]["uri"]).rsplit("/", 1)[-1]
 
     def address(self, index: int) -> str:
-        return f"{self.uri} row {self.rows[index]}"
+        return f"{self.uri} row {self.rows[index]} ({self.name(index)})"
 
     def sides(self, index: int) -> Sides:
         """The manifest does not tell portrait from landscape: always the long side first."""

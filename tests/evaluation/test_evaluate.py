@@ -164,6 +164,8 @@ def test_law_metric_names_say_the_crop(real, other):
 def test_law_few_images_are_told_of(real, other):
     few = evaluate(distances(count_a=20, count_b=21), str(real), str(other), network=random_network(30))
     assert few.counts == {"a": 20, "b": 21} and "20 images for 30 features: a covariance is singular" in few.notes[0]
+    by_kid = distances(count_a=20, count_b=21, metrics=("kid",), kid=KidConfig(subset_size=5))
+    assert evaluate(by_kid, str(real), str(other), network=random_network(30)).notes == ()      # it says nothing of KID
     assert evaluate(distances(), str(real), str(other), network=NETWORK).notes == ()
 
 
@@ -254,7 +256,7 @@ def test_error_a_damaged_cache_is_named(real, other, tmp_path, part):
 
 def test_error_fewer_images_than_needed(real, other):
     for change, rule in (({"min_images": 50}, r"protocol pfid_infd \(min_images\) needs at least 50"),
-                         ({"kid": KidConfig(subset_size=41)}, r"kid\.subset_size needs at least 41"),
+                         ({"kid": KidConfig(subset_size=41)}, r"kid\.subset_size \(--kid-subset-size\) needs at least 41"),
                          ({"metrics": ("precision_recall",), "precision_recall": PrecisionRecallConfig(k=40)},
                           r"precision_recall\.k needs at least 41"), ({"count_b": 41}, "needs at least 41")):
         with pytest.raises(EvaluationError, match=f"(real|other): 40 images; .*{rule}"):

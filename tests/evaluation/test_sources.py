@@ -89,7 +89,7 @@ def test_error_a_file_that_changes_meanwhile(tmp_path):
 
 def test_error_nothing_there_and_splits_of_a_folder(tmp_path):
     (tmp_path / "notes.txt").write_text("x")
-    with pytest.raises(EvaluationError, match="no image file there; expected some that end in .jpg"):
+    with pytest.raises(EvaluationError, match="no image file there, and no dataset, .*; expected .* that end in .jpg"):
         open_source(str(tmp_path))
     with pytest.raises(EvaluationError, match="split val was asked for; only a dataset has splits"):
         open_source(str(tmp_path), split="val")
@@ -138,9 +138,9 @@ def test_law_a_datasets_patches_are_those_of_the_files(dataset, tmp_path):
 
 
 def test_error_a_datasets_photos_that_are_not_square(dataset):
-    with pytest.raises(EvaluationError, match=r"set@1 row 0: \d+x80; a dataset's photos are read as squares"):
+    with pytest.raises(EvaluationError, match=r"set@1 row 0 \(p0.png\): \d+x80; a dataset's photos are read as squares"):
         open_source(dataset).read(0)
-    with pytest.raises(EvaluationError, match="row 0: .*side 81 was asked for and nothing is enlarged"):
+    with pytest.raises(EvaluationError, match="row 0 .p0.png.: .*side 81 was asked for and nothing is enlarged"):
         open_source(dataset).patch(0, side=81, y=0, x=0, p=16)
 
 

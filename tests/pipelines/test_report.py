@@ -24,12 +24,14 @@ from pipelines import report_tables as tables
 from pipelines.evaluation_work import SourceSpec, engine
 from pipelines.published import COLUMNS, PUBLISHED, published
 from pipelines.report import report
+from pipelines.report import values as report_values
 from pipelines.report_choices import conditions
-from pipelines.report_rows import named, read_rows
-from pipelines.report_tables import Row, table_of, title
+from pipelines.report_rows import named, read_rows, run_name
+from pipelines.report_tables import Row, over_seeds, table_of, title
 from pipelines.report_text import markdown, number
 from pipelines.report_verdict import verdict
 from pipelines.runs import Facts
+from pipelines.sweep_plan import value_text
 
 NETWORK = random_network()
 
@@ -218,6 +220,45 @@ def test_a_difference_within_the_error_is_told_as_such():
     assert "within the error" not in verdict(clear)[1]
     seeds = table_of([row("a", result(low("fid", 1.0, 1.4))), row("b", result(low("fid", 1.1, 1.5)))])
     assert "which is within the error" in verdict(seeds)[1] and "± 0.2" in markdown(seeds, [])
+    assert verdict(table)[0] == ("None of the 1 figures that all have tells the rows apart; in 1 the best two differ by less "
+                                 "than the error.")
+    assert table.best == clear.best == [0] and (table.even, clear.even) == ([True], [False])
+    assert "**" not in markdown(table, []) and "**0.1000**" in markdown(clear, [])
+    assert [[cell["best"] for cell in one["cells"]] for one in report_values(table, [])["rows"]] == [["even"], [""]]
+
+
+def test_the_headline_counts_what_is_beyond_the_error():
+    def of(fid: float, kid: float, psnr: float) -> Result:
+        return result(low("fid", fid), low("kid", kid, error=0.05), metric("psnr", [psnr], better="higher"),
+                      metric("ssim", [psnr / 100], better="higher"))
+
+    table = table_of([row("a", of(5, 0.10, 22)), row("b", of(4, 0.12, 20))])
+    assert verdict(table)[0] == ("a is best in 2 of the 4 figures that all have, b in 1; in 1 the best two differ by less than "
+                                 "the error.")
+    tied = table_of([row("a", result(low("fid", 1), low("kid", 2))), row("b", result(low("fid", 2), low("kid", 1)))])
+    assert verdict(tied)[0] == "a and b are each best in 1 of the 2 figures that all have."
+
+
+def test_seeds_are_pooled_although_one_alone_was_judged():
+    def of(name: str, seed: int, *results: Result) -> Row:
+        made = row(name, *results, preset="tiny")
+        assert made.run is not None
+        return dataclasses.replace(made, run=dataclasses.replace(
+            made.run, record={**made.run.record, "config": {"loop.seed": seed, "loss.l1": 1}}))
+
+    judged, other = result(low("fid", 4.0)), dataclasses.replace(result(low("fid", 5.0)), sources=(
+        {"uri": "s3://b/data@1", "fingerprint": "f"}, {"uri": "other", "fingerprint": "g", "mode": "tile"}))
+    names = [one.name for one in over_seeds(table_of([of("a", 0, judged), of("b", 1)]))]
+    assert names == ["mean of 2 seeds: a, b"] == [one.name for one in over_seeds(table_of([of("a", 0), of("b", 1)]))]
+    assert over_seeds(table_of([of("a", 0, judged), of("b", 1, other)])) == []          # drawn in two ways
+
+
+def test_a_trial_of_a_sweep_is_named_by_what_was_tried(tmp_path):
+    (tmp_path / "003").mkdir()
+    assert run_name(str(tmp_path / "003")) == "003"
+    told = {"number": 3, "seed": 1, "values": {"optimizer.lr": 0.002, "model.widths": [16, 32]}}
+    (tmp_path / "003" / "values.json").write_text(json.dumps(told))
+    assert run_name(str(tmp_path / "003")) == f"003: lr=0.002 widths={value_text([16, 32])}, seed 1"
 
 
 def test_figures_over_the_same_images_are_compared_image_by_image():

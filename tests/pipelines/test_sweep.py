@@ -55,6 +55,8 @@ def test_error_nothing_starts_where_a_trial_could_not(dataset, tmp_path, monkeyp
         (wish(dataset, uri, loop={"validate_every": 20}, scheduler="asha"),
          "scheduler=asha: trials of 20 steps are first judged at step 20; .*--loop.validate-every"),
         (wish(dataset, uri, scheduler="asha", grace_steps=30), "first judged at step 30"),
+        (wish(dataset, uri, metric="val/psnrr"), "metric=val/psnrr: no trial makes it; did you mean val/psnr"),
+        (wish(dataset, uri, metric="val/lpips_r_to_256"), "metric=val/lpips_r_to_256: no trial makes it; there are|did you"),
         (wish(dataset, uri, metric="eval/psnr.256"), r"metric=eval/psnr.256: trial 0 .* makes none; .*--evaluation.every")]
     for case, message in cases:
         with pytest.raises(ConfigError, match=message):
@@ -126,6 +128,9 @@ def test_another_metric_ranks_a_sweep_that_is_there_and_trains_nothing(dataset, 
     by_loss = sweep.run_sweep(asked)
     by_psnr = sweep.run_sweep(wish(dataset, made.uri, "loss.quantizer=1,2", seeds=(0,), metric="val/psnr"))
     assert by_loss.best_trial.trial.number == 0 and by_psnr.best_trial.trial.number == 1
+    assert json.loads((tmp_path / "sweep" / "sweep.json").read_text())["metric"] == "val/psnr"
+    with pytest.raises(ConfigError, match="metric=train/los: none of the 2 trials .*; expected one of train/loss, val/loss, val/psnr;"):
+        sweep.run_sweep(wish(dataset, made.uri, "loss.quantizer=1,2", seeds=(0,), metric="train/los"))
     assert json.loads((tmp_path / "sweep" / "sweep.json").read_text())["metric"] == "val/psnr"
 
 
