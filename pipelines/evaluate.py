@@ -79,11 +79,11 @@ class Scene:
         return Settings(protocol=self.protocol, specs=self.specs, work=self.work, device=self.engine.device,
                         network=self.given)
 
-    def do(self, tasks: Sequence[Task]) -> None:
+    def do(self, tasks: Sequence[Task], what: str = "blocks") -> None:
         """Those whose file is not there yet."""
         left = units.missing(tasks)
         if left:
-            logger.info("%s: %d of %d blocks to make", self.protocol.name, len(left), len(tasks))
+            logger.info("%s: %d of %d %s to make", self.protocol.name, len(left), len(tasks), what)
             self.engine.run(self.settings, left)
 
 
@@ -421,7 +421,7 @@ def values(scene: Scene, protocol: Pairs | Consistency) -> Result:
         a, b = scene.sources
         result = library.pairs_result(protocol, a, b, couples, found, lpips=lpips, device=scene.engine.device)
     if scene.pictures:
-        scene.do([picture_task(scene.folder, None, couples, ranking(result, protocol))])
+        scene.do([picture_task(scene.folder, None, couples, ranking(result, protocol))], "blocks of pictures")
     return result
 
 
