@@ -4,11 +4,12 @@ Quality is KID in the features of EfficientNet-lite0 (its real ImageNet weights,
 fields and the photographs' views and their mirror images, both at SIDE pixels; the same seeds in every row. No FID: its
 network and its tens of thousands of images are another matter (docs/evaluation.md).
 
-    python -m benchmarks.samplers --checkpoint RUN/checkpoints/best --dataset DATASET [--count 64]
+    python -m benchmarks.samplers --checkpoint RUN/checkpoints/best --dataset DATASET [--count 64] [--rows "ddim, eta 0" dpm]
 """
 
 import argparse
 import time
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,6 +25,10 @@ SIDE, BATCH = 224, 16
 STEPS = (5, 10, 20, 50, 100, 200)
 LEAST = {"ddpm": 100}
 """Samplers that need many steps."""
+ROWS: dict[str, dict[str, Any]] = {
+    "ddim, eta 1": {"sampler": "ddim", "eta": 1.0}, "ddim, eta 0": {"sampler": "ddim", "eta": 0.0},
+    "dpm": {"sampler": "dpm"}, "unipc": {"sampler": "unipc"}, "ddpm": {"sampler": "ddpm"}}
+FLOW: dict[str, dict[str, Any]] = {"euler": {"sampler": "euler"}, "heun": {"sampler": "heun"}}
 
 
 def views(uri: str) -> np.ndarray:
@@ -37,13 +42,13 @@ def features(network: FeatureNetwork, images: np.ndarray) -> np.ndarray:
     return np.concatenate([network(images[i:i + BATCH]) for i in range(0, len(images), BATCH)])
 
 
-def drawn(model: Model, sampler: str, steps: int, count: int) -> tuple[np.ndarray, float]:
+def drawn(model: Model, how: dict[str, Any], steps: int, count: int) -> tuple[np.ndarray, float]:
     """(renders of seeds 0 … count - 1, seconds that sampling one latent took)."""
     images, took = [], 0.0
     for first in range(0, count, BATCH):
         settle(model.device)
         begun = time.perf_counter()
-        z = model.latents(range(first, min(first + BATCH, count)), steps=steps, sampler=sampler)  # pyright: ignore
+        z = model.latents(range(first, min(first + BATCH, count)), steps=steps, **how)
         settle(model.device)
         took += time.perf_counter() - begun
         images += [to_pixels(model.field(one).render(SIDE, SIDE)) for one in z.split(1)]
@@ -55,6 +60,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--checkpoint", required=True)
     parser.add_argument("--dataset", required=True)
     parser.add_argument("--count", type=int, default=64)
+    parser.add_argument("--rows", nargs="*", choices=[*ROWS, *FLOW], help="these alone")
     args = parser.parse_args(argv)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model = load_model(args.checkpoint, device=device)
@@ -63,10 +69,11 @@ def main(argv: list[str] | None = None) -> None:
     config = KidConfig(subsets=50, subset_size=min(len(real), args.count) // 2)
     print(f"{args.count} seeds at {SIDE} px against {len(real)} views; KID of {config.subset_size} at a time, standard error "
           "in brackets.\n\n| sampler | steps | s a latent | KID[efficientnet-lite0] |\n|---|---|---|---|")
-    names = ("euler", "heun") if model.diffusion.objective == "flow" else ("ddim", "dpm", "unipc", "ddpm")
-    for name in names:
+    for name, how in (FLOW if model.diffusion.objective == "flow" else ROWS).items():
+        if args.rows and name not in args.rows:
+            continue
         for steps in (steps for steps in STEPS if steps >= LEAST.get(name, 0)):
-            images, took = drawn(model, name, steps, args.count)
+            images, took = drawn(model, how, steps, args.count)
             found = kid(real, features(network, images), config)
             print(f"| {name} | {steps} | {took:.2f} | {found.mean:.3f} ({found.standard_error:.3f}) |", flush=True)
 

@@ -25,7 +25,7 @@ from infd.evaluation.sources import Source, in_order
 
 logger = logging.getLogger(__name__)
 
-FORMAT = "infd-statistics-1"
+FORMAT = "infd-statistics-2"
 BLOCK = 128
 READ_THREADS = 2
 

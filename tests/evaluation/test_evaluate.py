@@ -459,7 +459,7 @@ def assert_agrees(real: Path, other: Path, state: dict[str, torch.Tensor], path:
         input1=str(other), input2=str(real), fid=True, kid=True, prc=True, cuda=False, cache=False, verbose=False, batch_size=8,
         kid_subsets=10, kid_subset_size=8, feature_extractor=features.INCEPTION, feature_extractor_weights_path=path,
         save_cpu_ram=True, **layers)
-    network = features.inception(state)
+    network = features.placed(features.inception(state), "cpu")
     if layer != "2048":
         module = torch_fidelity.FeatureExtractorInceptionV3("x", [layer], feature_extractor_weights_path=path)
         network = dataclasses.replace(network, dim=int(layer), trunk=features.First(module))

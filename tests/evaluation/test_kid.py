@@ -64,7 +64,7 @@ def test_law_subsets_that_share_most_images_tell_no_error(count, known):
 
 def test_error_fewer_images_than_a_subset():
     x, y = two_sets(30, 10, 4)
-    with pytest.raises(EvaluationError, match=r"second set: 10 images; kid\.subset_size needs at least 20"):
+    with pytest.raises(EvaluationError, match=r"second set: 10 images; kid\.subset_size .*needs at least 20"):
         kid(x, y, KidConfig(subset_size=20))
 
 
