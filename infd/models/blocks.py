@@ -33,18 +33,19 @@ class ResBlock(ResnetBlock2D):
 class PixelAttention:
     """Attention among all pixels of a map, with the map added: a processor of diffusers' `Attention`.
 
-    diffusers' own lays the normed map out anew for each of query, key and value, norms a copy of it, and divides the sum by 1.
-    Law: the same numbers, bit for bit in the plain layout; a map in channels last stays so.
+    diffusers' own norms a copy of a map in channels last in the plain layout, lays that out anew for each of query, key and
+    value, and divides the sum by 1. Law: the same numbers, bit for bit in the plain layout, and what it gives lies in memory
+    as diffusers' does, in channels last.
     """
 
     def __call__(self, attn: Any, hidden_states: Tensor, encoder_hidden_states: Tensor | None = None,
                  attention_mask: Tensor | None = None, temb: Tensor | None = None) -> Tensor:
         """(B, C, h, w) -> the same shape."""
         b, c, h, w = hidden_states.shape
-        pixels = attn.group_norm(hidden_states).flatten(2).transpose(1, 2).contiguous()
+        pixels = attn.group_norm(hidden_states).flatten(2).transpose(1, 2)      # a view
         q, k, v = (layer(pixels).view(b, h * w, attn.heads, -1).transpose(1, 2) for layer in (attn.to_q, attn.to_k, attn.to_v))
         mixed = functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(b, h * w, -1)
-        return hidden_states + attn.to_out[1](attn.to_out[0](mixed)).transpose(1, 2).unflatten(2, (h, w))
+        return attn.to_out[1](attn.to_out[0](mixed)).transpose(1, 2).unflatten(2, (h, w)) + hidden_states
 
 
 def with_lean_blocks(network: nn.Module) -> nn.Module:

@@ -136,7 +136,8 @@ def test_law_diffusers_loads_the_pipeline_and_its_unet_is_our_denoiser(exported)
     z, t = torch.randn(2, 4, SIDE, SIDE, generator=torch.Generator().manual_seed(1)), torch.tensor([3, 400])
     here, there = condition(kind, ours)
     with torch.no_grad():
-        torch.testing.assert_close(pipe.unet(z, t, **there).sample, ours(z, t, **here), rtol=0, atol=0)
+        # Our attention norms a map as it lies in memory, theirs a plain copy of it, which adds up in another order.
+        torch.testing.assert_close(pipe.unet(z, t, **there).sample, ours(z, t, **here), rtol=1e-5, atol=1e-5)
         last = infd.load_model(uri, weights="last").denoiser(z, t, **here)
         assert (pipe.unet(z, t, **there).sample - last).abs().max() > 0.01       # it is the average that is exported
 
