@@ -16,7 +16,6 @@ from pipelines.report_tables import (
     scale_metric,
     scales,
     settings_rows,
-    within_error,
 )
 from pipelines.report_text import number
 
@@ -63,11 +62,11 @@ def clearest(table: Table, shared: Sequence[int]) -> list[str]:
         if table.best[k] is None:
             continue
         column = table.columns[k]
-        one, second = first_two([line[k] for line in table.cells], column.better)
-        name, other = (next(row.name for row, line in zip(table.rows, table.cells, strict=True) if line[k] is have)
-                       for have in (one, second))
+        column_cells = [line[k] for line in table.cells]
+        one, second = first_two(column_cells, column.better)
+        name, other = (table.rows[column_cells.index(have)].name for have in (one, second))
         share, kind = share_of(column, one.value, second.value), kind_of(column.metric)
-        doubt = ", which is within the error" if within_error(one, second) else ""
+        doubt = ", which is within the error" if table.even[k] else ""
         if share > found.get(kind, (0.0, ""))[0]:
             found[kind] = (share, f"{column.title}: {plain(one.value)} of {name} against {plain(second.value)} of {other}"
                                   f"{difference(column, one, second)}{doubt}.")

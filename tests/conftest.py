@@ -80,4 +80,4 @@ def bucket(stack: "local.Stack") -> Iterator[str]:
         if keys:
             client.delete_objects(Bucket=BUCKET, Delete={"Objects": keys})
     nothing_is_taken(stack)
-    until(lambda: servers(stack) == "s3 up, mlflow up, ray up", what="the stack's servers")
+    until(lambda: servers(stack) == "s3 up, mlflow up, ray up", what=lambda: servers(stack))

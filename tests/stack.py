@@ -41,11 +41,12 @@ def running_stack() -> Iterator[local.Stack]:
             shutil.rmtree(root, ignore_errors=True)
 
 
-def until(condition: Callable[[], T], limit_s: float = 120.0, *, what: str = "it", every_s: float = 0.02) -> T:
-    """The first true answer of `condition()`; an AssertionError naming `what` when there is none."""
+def until(condition: Callable[[], T], limit_s: float = 120.0, *, what: str | Callable[[], str] = "it",
+          every_s: float = 0.02) -> T:
+    """The first true answer of `condition()`; an AssertionError naming `what`, as it is then, when there is none."""
     end = time.monotonic() + limit_s
     while not (answer := condition()):
-        assert time.monotonic() < end, f"waited {limit_s} s for {what}"
+        assert time.monotonic() < end, f"waited {limit_s} s for {what if isinstance(what, str) else what()}"
         time.sleep(every_s)
     return answer
 
@@ -66,10 +67,7 @@ def taken(stack: local.Stack) -> dict[str, float]:
 
 def nothing_is_taken(stack: local.Stack, limit_s: float = 120.0) -> None:
     """Wait until what ran on the stack's Ray has given all back; AssertionError naming what it has not."""
-    end = time.monotonic() + limit_s
-    while left := taken(stack):
-        assert time.monotonic() < end, f"after {limit_s} s Ray still has given away {left}; {servers(stack)}"
-        time.sleep(0.2)
+    until(lambda: not taken(stack), limit_s, what=lambda: f"Ray to have back {taken(stack)}; {servers(stack)}", every_s=0.2)
 
 
 def servers(stack: local.Stack) -> str:
