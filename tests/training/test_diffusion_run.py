@@ -3,6 +3,7 @@
 import dataclasses
 import io
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,7 @@ from infd import checkpoint, storage
 from infd.config import DiffusionTrainingConfig, IngestConfig, LatentConfig
 from infd.config_form import flat
 from infd.data.conditions import Conditions
-from infd.data.latents import LatentLoader, Latents, latent_crop, open_latents, unit_done, unit_uri
+from infd.data.latents import LatentBatch, LatentLoader, Latents, latent_crop, open_latents, unit_done, unit_uri
 from infd.data.loader import Loader
 from infd.data.order import Order
 from infd.data.snapshot import open_dataset, write_dataset
@@ -26,6 +27,7 @@ from infd.models.autoencoder import Autoencoder
 from infd.presets import ldm_tiny, tiny
 from infd.training import encode, posthoc
 from infd.training.diffusion_run import fitted, run_diffusion
+from infd.training.latent_diffusion import DiffusionStage
 from infd.training.loop import Metrics
 from infd.training.run import Run, open_run
 from infd.training.world import World
@@ -84,19 +86,44 @@ def latents(dataset, tmp_path_factory) -> Latents:
 
 def test_law_latents_are_what_the_encoder_says_online(dataset, latents):
     """Plain and mirrored, every sample of two epochs, in the order of the photographs."""
+    epoch_steps = latent_order(latents).epoch_steps
+    for online, cached in both(dataset, latents, 2 * epoch_steps):
+        assert torch.equal(online.g, cached.g)
+        torch.testing.assert_close(cached.moments, online.moments, rtol=1e-5, atol=1e-5)
+    flips = sum(sample.flip for step in range(2 * epoch_steps) for sample in latent_order(latents).batch(step))
+    assert 0 < flips < 8 * epoch_steps
+
+
+def test_law_training_from_latents_is_training_that_encodes_online(dataset, latents):
+    """To rounding: the loss of each step to 1e-5, and the weights to a part of what they moved."""
+    config = fitted(ldm_tiny(), latents)
+    from_photos, from_latents = (DiffusionStage(config, world=World()) for _ in range(2))
+    begun = {name: value.clone() for name, value in from_photos.denoiser.state_dict().items()}
+    for online, cached in both(dataset, latents, 4):
+        wanted, found = (stage.step(batch, batch.step + 1) for stage, batch in ((from_photos, online), (from_latents, cached)))
+        torch.testing.assert_close(found["train/loss"], wanted["train/loss"], rtol=1e-5, atol=0)
+    ends = from_photos.denoiser.state_dict()
+    moved = max(float((ends[name] - value).abs().max()) for name, value in begun.items())
+    assert moved > 1e-4
+    for name, value in from_latents.denoiser.state_dict().items():
+        torch.testing.assert_close(value, ends[name], rtol=0, atol=0.01 * moved)
+
+
+def latent_order(latents: Latents) -> Order:
+    return Order(latents.manifest, latent_crop(flip=True), batch=4, seed=3)
+
+
+def both(dataset: str, latents: Latents, steps: int) -> Iterator[tuple[LatentBatch, LatentBatch]]:
+    """The batches of the first steps: encoded from the photographs now, and read from the latents."""
     crop = dataclasses.replace(latent_crop(flip=True, lowres_px=64), patch_px=16)
-    online = Order(open_dataset(dataset).manifest, crop, batch=4, seed=3)
-    cached = Order(latents.manifest, latent_crop(flip=True), batch=4, seed=3)
+    order = Order(open_dataset(dataset).manifest, crop, batch=4, seed=3)
     encoder = encode.Encoder.open(latents.uri, dataset, LatentConfig(), device="cpu")
-    flips = 0
-    with (Loader(open_dataset(dataset), online, DiffusionTrainingConfig(loop=ldm_tiny().loop).loader, slots=range(4)) as photos,
-          LatentLoader(latents, cached, ldm_tiny().loader, slots=range(4)) as read):
-        for _ in range(2 * online.epoch_steps):
+    with (Loader(open_dataset(dataset), order, DiffusionTrainingConfig(loop=ldm_tiny().loop).loader, slots=range(4)) as photos,
+          LatentLoader(latents, latent_order(latents), ldm_tiny().loader, slots=range(4)) as read):
+        for _ in range(steps):
             there, here = next(photos), next(read)
-            assert there.rows == list(here.rows) and torch.equal(there.g, here.g)
-            torch.testing.assert_close(here.moments, encode.moments(encoder.autoencoder, there.lowres), rtol=1e-5, atol=1e-5)
-            flips += sum(sample.flip for sample in cached.batch(here.step))
-    assert 0 < flips < 8 * online.epoch_steps
+            assert there.rows == list(here.rows)
+            yield LatentBatch(here.step, there.g, encode.moments(encoder.autoencoder, there.lowres)), here
 
 
 def test_law_a_killed_unit_is_encoded_again_to_the_same_bytes(dataset, latents, tmp_path):
