@@ -124,7 +124,7 @@ def ldm_tiny() -> DiffusionTrainingConfig:
         optimizer=OptimizerConfig(lr=1e-3, betas=(0.9, 0.99), weight_decay=0.01, ema_decay=0.995, warmup_steps=50,
                                   decay_from_step=450, decay_to_step=900, clip_norm=1.0),
         loop=LoopConfig(steps=900, batch=8, channels_last=True, log_every=50, checkpoint_every=300, keep_every=900,
-                        validate_every=300, validate_samples=32, preview_every=450, preview_photos=4, preview_px=512),
+                        validate_every=300, validate_samples=32, preview_every=450, preview_photos=2),
         flip=True, preview_steps=25)
 
 

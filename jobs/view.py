@@ -5,10 +5,11 @@ Example: python jobs/view.py RUN/checkpoints/best --seed 7
 
 import sys
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 import tyro
 
+from infd.config import SampleConfig
 from infd.errors import InfdError
 from pipelines import logs
 
@@ -21,14 +22,11 @@ class View:
     """A checkpoint's folder, RUN/checkpoints/best or /last, or models:/NAME@best of MLflow's registry."""
     seed: int = 0
     """Of the image, for a checkpoint of stage two."""
-    steps: int = 50
-    """Of the sampler."""
     image: str = ""
     """A photograph, by path or URI: look at its field instead; the centred square of it is taken."""
     size: str = "16384"
     """Pixels at the deepest zoom: 16384 for a square, 3000x2000 for width x height."""
-    statistics: Literal["window", "reference"] = "reference"
-    """Where the renderer's norms take their statistics; both give tiles without seams."""
+    sample: Annotated[SampleConfig, tyro.conf.arg(name="")] = SampleConfig()
     port: int = 0
     """0: a free one."""
     device: Literal["auto", "cpu", "gpu"] = "auto"
@@ -41,12 +39,13 @@ def main(argv: list[str] | None = None) -> int:
     try:
         from pipelines.generate import Size, cuda_or_cpu
         from pipelines.reconstruct import stem
-        from pipelines.view import DeepZoom, Site, open_field, serving
+        from pipelines.view import DeepZoom, Site, local_mode, open_field, serving
 
         size = Size.of(args.size)
-        field = open_field(args.checkpoint, image=args.image, seed=args.seed, steps=args.steps, device=cuda_or_cpu(args.device))
+        field = open_field(args.checkpoint, image=args.image, seed=args.seed, config=args.sample,
+                           device=cuda_or_cpu(args.device))
         title = stem(args.image) if args.image else f"seed {args.seed}"
-        site = Site(DeepZoom(field, size.width, size.height, statistics=args.statistics), title=title)
+        site = Site(DeepZoom(field, size.width, size.height, statistics=local_mode(args.sample.mode)), title=title)
         with serving(site, port=args.port) as (server, address):
             print(address, flush=True)
             server.serve_forever()

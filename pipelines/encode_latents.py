@@ -17,6 +17,7 @@ from infd.errors import InfdError
 from infd.lease import driver_uri, held
 from infd.training import encode
 from pipelines import cluster, logs
+from pipelines.generate import address_of
 from pipelines.ingest import quiet
 
 logger = logging.getLogger(__name__)
@@ -31,7 +32,7 @@ def encode_latents(
     `workers`: actors; 0: one a GPU, or one a core. Raises DatasetError where `out` holds latents of something else.
     """
     table = Conditions(conditions) if conditions else None
-    pins = encode.pins_of(storage.absolute(dataset), storage.absolute(autoencoder), config, table.sha256 if table else None)
+    pins = encode.pins_of(storage.absolute(dataset), address_of(autoencoder), config, table.sha256 if table else None)
     uri = storage.absolute(out) if out else encode.default_uri(pins, config)
     began = time.monotonic()
     with held(driver_uri(uri), what=f"latents {uri}"):

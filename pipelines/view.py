@@ -20,14 +20,16 @@ from PIL import Image
 
 from infd import checkpoint
 from infd.compat import plain_float32
+from infd.config import Mode, SampleConfig
 from infd.errors import ConfigError, StackError
-from infd.generation.deep_zoom import OVERLAP_PX, TILE_PX, DeepZoom
+from infd.generation.deep_zoom import OVERLAP_PX, TILE_PX, DeepZoom, LocalMode
 from infd.generation.load import load_autoencoder
 from infd.generation.model import load_model
 from infd.generation.reconstruct import center_view, field_of
 from infd.generation.registry import resolve
 from infd.models.autoencoder import Autoencoder
 from infd.models.fields import Field
+from pipelines.generate import sampled
 from pipelines.reconstruct import photo_at
 
 logger = logging.getLogger(__name__)
@@ -40,7 +42,10 @@ KEPT_TILES = 1024
 QUALITY = 95
 
 
-def open_field(uri: str, *, image: str = "", seed: int = 0, steps: int = 50, device: str = "cpu") -> Field:
+PLAIN = SampleConfig()
+
+
+def open_field(uri: str, *, image: str = "", seed: int = 0, config: SampleConfig = PLAIN, device: str = "cpu") -> Field:
     """The field of a seed, for a checkpoint of stage two; of the centred square of the photograph `image`, for either.
 
     Raises CheckpointError, PhotoError, StorageError, and ConfigError where an autoencoder is to make an image of a seed.
@@ -52,8 +57,15 @@ def open_field(uri: str, *, image: str = "", seed: int = 0, steps: int = 50, dev
             raise ConfigError(f"checkpoint {uri}: an autoencoder makes no images of seeds; name a photograph with --image, "
                               "or a checkpoint of jobs/train_ldm.py")
         return photo_field(load_autoencoder(uri, device=device), image)
-    model = load_model(uri, device=device)
-    return photo_field(model.autoencoder, image) if image else model.sample(seed, steps=steps)
+    model = load_model(uri, device=device, weights=config.weights)
+    return photo_field(model.autoencoder, image) if image else model.field(sampled(model, [seed], config))
+
+
+def local_mode(mode: Mode) -> LocalMode:
+    """Raises ConfigError for a mode in which a tile costs the whole image, or has seams."""
+    if mode == "window" or mode == "reference":
+        return mode
+    raise ConfigError(f"mode={mode}: a viewer renders parts, without seams; use reference or window")
 
 
 def photo_field(autoencoder: Autoencoder, image: str) -> Field:

@@ -13,7 +13,7 @@ from infd.data.order import Order
 from infd.data.snapshot import Manifest, open_dataset, write_dataset
 from infd.errors import ConfigError
 from infd.models.autoencoder import Autoencoder
-from infd.presets import AUTOENCODER, from_file, require_known, tiny
+from infd.presets import AUTOENCODER, DIFFUSION, from_file, require_known, tiny
 from infd.training.plan import describe, flops_of, model_flops
 
 PUBLISHED = {  # reference: supplement J.1, J.2 and the published configurations
@@ -32,6 +32,16 @@ PARAMETERS = {  # reference section 1.1, 1.5: encoder (with quant_conv), decoder
 def test_golden_presets_have_the_published_figures(name):
     config = flat(AUTOENCODER[name]())
     assert {field: config[field] for field in PUBLISHED[name] | COMMON} == COMMON | PUBLISHED[name]
+
+
+@pytest.mark.parametrize(("name", "steps"), [("ffhq_1024", 600_000), ("ffhq_6k_mix", 600_000), ("mountains_2k", 1_700_000)])
+def test_golden_presets_of_the_denoiser_have_the_published_figures(name, steps):
+    """Reference: supplement J.1, J.2 and the published configuration dm_ffhq."""
+    wanted = {"loop.steps": steps, "loop.batch": 48, "optimizer.lr": 9.6e-5, "optimizer.ema_decay": 0.9999,
+              "diffusion.objective": "eps", "diffusion.schedule": "linear", "diffusion.timesteps": 1000, "diffusion.scale": 1.0,
+              "model.widths": [224, 448, 672, 896], "model.blocks": 2, "model.head_dim": 32, "model.condition": "none"}
+    config = flat(DIFFUSION[name]())
+    assert {field: config[field] for field in wanted} == wanted
 
 
 @pytest.mark.parametrize("name", PARAMETERS)

@@ -32,7 +32,7 @@ from infd.config import CropConfig
 from infd.data import shards, shared_cache
 from infd.data.loader import BatchReader
 from infd.data.order import Sample
-from infd.data.snapshot import ENTRY, Manifest, ShardEntry, manifest_of
+from infd.data.snapshot import ENTRY, Dataset, Manifest, ShardEntry, manifest_of
 from infd.errors import DatasetError, PreconditionFailed
 
 FORMAT = "infd-latents-1"
@@ -171,6 +171,11 @@ class Latents:
         self.fetch: Callable[[ShardEntry], str] = self.fetch_to_cache
         self._lock = threading.Lock()
         self._open: OrderedDict[str, LatentShard] = OrderedDict()
+
+    def are_of(self, dataset: Dataset) -> bool:
+        """Whether these photos were encoded, and not others that had their address before."""
+        content = dataset.manifest.content_sha256()
+        return self.info["snapshot"] == dataset.snapshot_uri and self.info.get("snapshot_sha256", content) == content
 
     @property
     def info(self) -> dict[str, Any]:
@@ -313,6 +318,8 @@ class Pins:
     """What decides every number of some latents."""
 
     snapshot: str
+    snapshot_sha256: str
+    """Of what it held: a dataset that was removed and made anew has the same address."""
     checkpoint: str
     """Where the autoencoder was; it may have gone since."""
     checkpoint_sha256: str
@@ -329,12 +336,15 @@ def pin(uri: str, pins: Pins) -> Pins:
     content = {"format": FORMAT, **asdict(pins)}
     with contextlib.suppress(PreconditionFailed):
         storage.put_if_absent(where, json.dumps(content, indent=1, sort_keys=True).encode())
-    found = json.loads(storage.read_bytes(where))
-    for name, what in (("snapshot", "the snapshot"), ("checkpoint_sha256", "an autoencoder whose weights have sha256"),
+    found = content | json.loads(storage.read_bytes(where))      # what an older one does not tell is taken for the same
+    for name, what in (("snapshot", "the snapshot"), ("snapshot_sha256", f"photos of {pins.snapshot} whose list has sha256"),
+                       ("checkpoint_sha256", "an autoencoder whose weights have sha256"),
                        ("settings", "the settings"), ("conditions_sha256", "captions whose table has sha256")):
         if found.get(name) != content[name]:
+            beside = f" (their autoencoder is kept: --checkpoint {storage.join(uri, AUTOENCODER)})"
             raise DatasetError(f"latents {uri}: they are of {what} {found.get(name)}, not {content[name]}; latents of two are "
-                               "never mixed: name another --out, or encode these on with what they are of")
+                               "never mixed: name another --out, or encode these on with what they are of"
+                               + (beside if name == "checkpoint_sha256" else ""))
     return Pins(**{name: found[name] for name in asdict(pins)})
 
 

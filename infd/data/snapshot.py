@@ -10,6 +10,7 @@ a shard. Photos that a later ingest replaced stay in their shard and are named i
 """
 
 import contextlib
+import hashlib
 import io
 import json
 import logging
@@ -91,6 +92,11 @@ class Manifest:
         shard = int(np.searchsorted(self.first_row, row, side="right")) - 1
         inside = row - int(self.first_row[shard]) if self.row_in_shard is None else int(self.row_in_shard[row])
         return shard, inside
+
+    def content_sha256(self) -> str:
+        """Of what it holds, whatever its address: its shards, the rows that count, and their split, in order."""
+        shards_of = json.dumps([[entry.sha256, sorted(entry.dropped)] for entry in self.shards]).encode()
+        return hashlib.sha256(shards_of + np.asarray(self.split, np.uint8).tobytes()).hexdigest()
 
 
 # ---------------------------------------------------------------- manifest ⇄ table

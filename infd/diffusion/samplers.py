@@ -74,8 +74,7 @@ def denoised(
     """
     device = next(denoiser.parameters()).device
     most = config.timesteps if config.objective != "flow" else 1000
-    if not 1 <= steps <= most:
-        raise ConfigError(f"steps={steps}: must lie in 1 to {most}, the times that the denoiser was trained at")
+    require_times(steps, sampler, most)
     steps_of = scheduler(config, sampler)
     steps_of.set_timesteps(steps, device=device)
     z = start.to(device) * getattr(steps_of, "init_noise_sigma", 1.0)
@@ -88,6 +87,28 @@ def denoised(
         z = steps_of.step(said, t, z, **extra).prev_sample
         told(number, z)
     return z * config.scale
+
+
+def require_times(steps: int, sampler: Sampler, most: int) -> None:
+    """Raise ConfigError for a number of steps whose times are not a path from noise to an image.
+
+    The library spaces ddim's and ddpm's times by `most // steps` from 0 on: 600 of 1000 steps would begin at t = 599, where
+    the denoiser never saw pure noise. dpm and unipc repeat a time, and divide by 0, with as many steps as times.
+    """
+    if not 1 <= steps <= most:
+        raise ConfigError(f"steps={steps}: must lie in 1 to {most}, the times that the denoiser was trained at")
+    if sampler in ("dpm", "unipc") and steps == most:
+        raise ConfigError(f"steps={steps}: {sampler} takes at most {most - 1}, so that no time comes twice; 15 to 30 do")
+    if sampler in ("ddim", "ddpm") and not reaches_noise(steps, most):
+        near = [next(filter(lambda count: reaches_noise(count, most), counts))
+                for counts in (range(steps, 0, -1), range(steps, most + 1))]
+        raise ConfigError(f"steps={steps}: {sampler} would begin at time {(steps - 1) * (most // steps)} of {most}, no pure "
+                          f"noise; take {near[0]} or {near[1]}")
+
+
+def reaches_noise(steps: int, most: int) -> bool:
+    """Whether times `most // steps` apart cover 85% of all; what lies above them is noise but for a hundredth."""
+    return steps * (most // steps) >= 0.85 * most
 
 
 def guided(denoiser: Denoiser, z: Tensor, t: Tensor, guidance: float, labels: Tensor | None, context: Tensor | None) -> Tensor:

@@ -349,7 +349,7 @@ class Stored:
         self.latents, self.device = open_latents(uri), device
         self.uri = self.latents.uri
         self.truth: DatasetSource | None = None
-        if isinstance(truth, DatasetSource) and truth.dataset.snapshot_uri == self.latents.info["snapshot"]:
+        if isinstance(truth, DatasetSource) and self.latents.are_of(truth.dataset):
             self.truth, self.rows, self.split = truth, truth.rows, truth.split
         else:
             self.rows, self.split = rows_of(self.latents.manifest, split), split

@@ -85,6 +85,9 @@ class Model:
         if guidance != 1.0 and (condition == "none" or not dropped):
             raise ConfigError(f"guidance={guidance:g}: must be 1; the model was trained "
                               f"{'without a condition' if condition == 'none' else 'with p_unconditional 0'}")
+        if guidance != 1.0 and not (group or context):
+            raise ConfigError(f"guidance={guidance:g}: must be 1 where nothing is asked for; give a "
+                              f"{'group' if condition == 'class' else 'context'} too")
 
     def _labels(self, groups: Sequence[str]) -> Tensor:
         classes = self.groups if self.denoiser.config.condition == "class" else ()

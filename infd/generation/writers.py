@@ -86,14 +86,14 @@ def encode(rows: Iterable[np.ndarray], save: Callable[[Any], None], *, height: i
     An error in making the rows is raised as it is, once the thread has ended. Raises StorageError where `save` fails.
     """
     reading, writing = os.pipe()
-    failures: list[str] = []
+    failures: list[Exception] = []
 
     def encoding() -> None:
         try:
             source = vips().Source.new_from_descriptor(reading)
             save(vips().Image.pngload_source(source, access="sequential", fail_on="truncated").copy())
-        except vips().Error as error:
-            failures.append(" ".join(str(error).split()))
+        except Exception as error:  # told in the thread that waits
+            failures.append(error)
         finally:
             while os.read(reading, 1 << 20):  # so that who writes never waits for one that has stopped reading
                 pass
@@ -109,8 +109,11 @@ def encode(rows: Iterable[np.ndarray], save: Callable[[Any], None], *, height: i
                 _write_all(pipe.fileno(), piece)
     finally:
         thread.join()
-    if failures:
-        raise StorageError(f"the picture could not be encoded: {failures[0]}; expected room on the disk; make room")
+    for failure in failures:
+        if not isinstance(failure, vips().Error):
+            raise failure
+        told = " ".join(str(failure).split())
+        raise StorageError(f"the picture could not be encoded: {told}; expected room on the disk; make room") from failure
 
 
 def stored_png(rows: Iterable[np.ndarray], *, height: int, width: int) -> Iterator[bytes]:

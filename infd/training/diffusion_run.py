@@ -47,6 +47,9 @@ def fitted(config: DiffusionTrainingConfig, latents: Latents) -> DiffusionTraini
     if config.flip and not info["flip"]:
         raise ConfigError(f"flip=True: the latents {latents.uri} hold no mirrored views; encode again without --no-flip")
     groups = len(latents.manifest.group_names)
+    if model.condition == "class" and "" in latents.manifest.group_names:
+        raise ConfigError(f"model.condition=class: some photos of {info['snapshot']} have no group, and a class needs a "
+                          "name to be drawn by; ingest them with --group NAME")
     if model.condition == "class" and model.classes != groups:
         raise ConfigError(f"model.classes={model.classes}: the dataset has {groups} groups "
                           f"({', '.join(latents.manifest.group_names)}); set it to that")

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from infd import checkpoint, storage
+from infd.checkpoint import Checkpoint
 from infd.compat import plain_float32
 from infd.config import LatentConfig
 from infd.config_form import flat
@@ -38,9 +39,15 @@ def pins_of(snapshot: str, autoencoder: str, config: LatentConfig, conditions_sh
     """What latents of this snapshot by this checkpoint are of. Raises CheckpointError, DatasetError."""
     found = checkpoint.load(resolve(autoencoder))
     autoencoder_config(found)
+    dataset = open_dataset(snapshot)
     settings = {name: value for name, value in flat(config).items() if name != "batch"}
-    return Pins(snapshot=open_dataset(snapshot).snapshot_uri, checkpoint=found.uri, settings=settings,
-                checkpoint_sha256=found.files[checkpoint.MODEL]["sha256"], conditions_sha256=conditions_sha256)
+    return Pins(snapshot=dataset.snapshot_uri, snapshot_sha256=dataset.manifest.content_sha256(), checkpoint=found.uri,
+                checkpoint_sha256=weights_sha256(found), settings=settings, conditions_sha256=conditions_sha256)
+
+
+def weights_sha256(found: Checkpoint) -> str:
+    """Of a checkpoint's weights; of the copy that lies beside some latents, that of the original, so it stands in for it."""
+    return str(found.meta.get("copied_sha256") or found.files[checkpoint.MODEL]["sha256"])
 
 
 def default_uri(pins: Pins, config: LatentConfig) -> str:
@@ -57,7 +64,7 @@ def begin(uri: str, pins: Pins) -> Pins:
     copy = storage.join(uri, AUTOENCODER)
     if not checkpoint.is_whole(copy):
         found = checkpoint.load(pins.checkpoint)
-        if (sha256 := found.files[checkpoint.MODEL]["sha256"]) != pins.checkpoint_sha256:
+        if (sha256 := weights_sha256(found)) != pins.checkpoint_sha256:
             raise CheckpointError(f"checkpoint {found.uri}: its weights have sha256 {sha256}; the latents {uri} began with "
                                   f"{pins.checkpoint_sha256}; encode into another --out")
         weights = {f"autoencoder.{name}": value for name, value in shown_weights(found).items()}

@@ -114,7 +114,8 @@ def write_averaged(run: str, out: str, *, sigma: float, step: int | None = None)
     denoiser = averaged(run, sigma=sigma, step=found.step)
     model = {name: value for name, value in found.model().items() if not name.startswith("denoiser_average.")}
     model |= {f"denoiser_average.{name}": value for name, value in denoiser.items()}
-    checkpoint.save(out, model=model, train_state={}, meta={**found.meta, "posthoc_sigma": sigma, "copied_from": found.uri})
+    checkpoint.save(out, model=model, train_state={}, meta={
+        **found.meta, "metrics": {}, "posthoc_sigma": sigma, "copied_from": found.uri})     # its metrics are of other weights
     return out
 
 

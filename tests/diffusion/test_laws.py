@@ -1,6 +1,7 @@
 """Laws of objectives and samplers: what each target says of z, weights, seeds, and exact denoisers."""
 
 from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 import torch
@@ -80,10 +81,10 @@ def test_law_a_flow_is_a_straight_path_and_its_times_are_logit_normal():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("sampler", DISCRETE)
+@pytest.mark.parametrize("sampler", [*DISCRETE, *samplers.FLOWS])
 def test_law_an_image_depends_on_its_seed_and_not_on_its_batch(sampler):
     torch.manual_seed(0)
-    net, config = awake(Denoiser(SMALL)).eval(), DiffusionConfig()
+    net, config = awake(Denoiser(SMALL)).eval(), DiffusionConfig(objective="flow" if sampler in samplers.FLOWS else "eps")
     many = samplers.sample(net, config, seeds=[5, 6, 7], side=4, steps=8, sampler=sampler)
     for i, seed in enumerate((5, 6, 7)):
         torch.manual_seed(seed)                                     # global generators play no part
@@ -106,6 +107,29 @@ def test_law_guidance_of_one_is_none_and_dropped_conditions_are_unconditional():
         torch.testing.assert_close(dropped[1], plain[1], rtol=1e-4, atol=1e-5)
         torch.testing.assert_close(led, plain + 3 * (said - plain))
         assert (said - plain).abs().max() > 1e-6
+
+
+@given(steps=st.integers(1, 1000), sampler=st.sampled_from(DISCRETE))
+def test_law_times_fall_from_noise_to_the_image_or_the_number_of_steps_is_refused(steps, sampler):
+    try:
+        samplers.require_times(steps, sampler, 1000)
+    except ConfigError:
+        assert steps == 1000 if sampler in ("dpm", "unipc") else 100 < steps < 850
+        return
+    process = samplers.scheduler(DiffusionConfig(), sampler)
+    process.set_timesteps(steps)
+    times = process.timesteps.tolist()
+    assert len(times) == steps and all(a > b for a, b in pairwise(times))
+    assert times[0] + 1000 // steps >= 850
+
+
+def test_error_steps_that_would_begin_amid_the_process():
+    with pytest.raises(ConfigError, match="steps=600: ddim would begin at time 599 of 1000, no pure noise; take 500 or 850"):
+        samplers.require_times(600, "ddim", 1000)
+    with pytest.raises(ConfigError, match="steps=1000: dpm takes at most 999"):
+        samplers.require_times(1000, "dpm", 1000)
+    with pytest.raises(ConfigError, match="steps=0: must lie in 1 to 1000"):
+        samplers.require_times(0, "heun", 1000)
 
 
 def test_error_a_sampler_of_the_other_kind():

@@ -7,6 +7,7 @@ import signal
 import sys
 import time
 import xml.etree.ElementTree as ET
+from collections.abc import Callable
 from pathlib import Path
 
 import imagecodecs
@@ -219,21 +220,27 @@ def killed_in_the_middle(path: str) -> None:
         return forward(query, statistics)
 
     field.renderer.forward = dying
-    field.save(path, 400, 400, statistics="tile", tile_px=32)
+    saving(field, path)(path, 400, 400, statistics="tile", tile_px=32)
+
+
+def saving(field: Picture, path: str) -> Callable[..., str]:
+    """How `path` is written, by its ending."""
+    return field.save_deep_zoom if path.endswith(".dzi") else field.save
 
 
 @pytest.mark.slow
-def test_law_a_killed_render_leaves_no_file_and_the_next_one_cleans_up(tmp_path):
-    path = tmp_path / "a.png"
-    assert started(__file__, "kill", str(path)).wait(120) == -signal.SIGKILL
-    (left,) = tmp_path.iterdir()
-    assert left.name.startswith(".a.png.") and left.name.endswith(storage.PARTIAL) and not path.exists()
-    FIELD.save(str(path), 20, 20)
+@pytest.mark.parametrize(("name", "made"), [("a.png", {"a.png"}), ("a.dzi", {"a.dzi", "a_files"})])
+def test_law_a_killed_render_leaves_no_file_and_the_next_one_cleans_up(tmp_path, name, made):
+    path = str(tmp_path / name)
+    assert started(__file__, "kill", path).wait(120) == -signal.SIGKILL
+    (left,) = tmp_path.iterdir()                     # neither a picture nor tiles
+    assert left.name.startswith(".a.") and left.name.endswith(storage.PARTIAL)
+    saving(FIELD, path)(path, 20, 20)
     assert left.exists()                            # too young to tell it from one that has just begun
     long_ago = time.time() - 2 * storage.YOUNG_S
     os.utime(left, (long_ago, long_ago))
-    FIELD.save(str(path), 20, 20)
-    assert os.listdir(tmp_path) == ["a.png"]
+    saving(FIELD, path)(path, 20, 20)
+    assert set(os.listdir(tmp_path)) == made
 
 
 def test_law_the_scratch_folder_of_a_living_render_stays(tmp_path):
@@ -244,6 +251,17 @@ def test_law_the_scratch_folder_of_a_living_render_stays(tmp_path):
         FIELD.save(path, 20, 20)
         assert os.path.isdir(folder)
     assert os.listdir(tmp_path) == ["a.png"]
+
+
+def test_error_an_encoder_that_fails_otherwise_is_told(tmp_path, monkeypatch):
+    """What goes wrong in its thread is raised here, whatever it is."""
+    def no_memory(*args: object, **more: object) -> None:
+        raise MemoryError("the encoder's")
+
+    monkeypatch.setattr(writers.vips().Image, "pngload_source", no_memory)
+    with pytest.raises(MemoryError, match="the encoder's"):
+        FIELD.save(str(tmp_path / "a.png"), 20, 20)
+    assert os.listdir(tmp_path) == []
 
 
 @pytest.mark.slow
@@ -265,8 +283,7 @@ def print_peak(path: str, side: str) -> None:
     """What the subprocess does."""
     torch.set_num_threads(1)
     field = small_field(patch_px=64)
-    save = field.save_deep_zoom if path.endswith(".dzi") else field.save
-    save(path, int(side), int(side), statistics="window")
+    saving(field, path)(path, int(side), int(side), statistics="window")
     print(peak_bytes())
 
 

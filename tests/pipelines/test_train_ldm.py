@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from infd import checkpoint, storage
-from infd.config import IngestConfig, LatentConfig
+from infd.config import IngestConfig, LatentConfig, SampleConfig
 from infd.config_form import flat
 from infd.data.latents import open_latents
 from infd.data.snapshot import write_dataset
@@ -19,6 +19,7 @@ from infd.models.autoencoder import Autoencoder
 from infd.presets import tiny
 from infra import submit
 from pipelines.encode_latents import encode_latents
+from pipelines.generate import Size, generate
 
 
 def photo(seed: int) -> bytes:
@@ -41,7 +42,8 @@ def test_job_latents_and_denoiser_of_a_bucket(stack, bucket, tmp_path):
 
     assert submit.submit_or_follow(["python", "jobs/encode_latents.py", "--dataset", dataset, "--checkpoint", autoencoder,
                                     "--workers", "2"]) == 0
-    made = encode_latents(dataset, autoencoder, config=LatentConfig())      # all there already
+    named = registered("autoencoder-ldm", autoencoder)
+    made = encode_latents(dataset, named, config=LatentConfig())            # all there already
     latents = open_latents(made)
     assert len(latents) == 8 and len(latents.manifest.shards) > 1
     here = encode_latents(dataset, autoencoder, config=LatentConfig(), out=str(tmp_path / "here"), ray=False)
@@ -63,3 +65,22 @@ def test_job_latents_and_denoiser_of_a_bucket(stack, bucket, tmp_path):
     names = {info.uri.rsplit("/", 1)[-1] for info in storage.list_objects(generated)}
     assert names == {"run.json", "sheet.png", *(f"seed-{seed:08d}-40x30.png" for seed in range(10))}
     assert json.loads(storage.read_bytes(f"{generated}/run.json"))["checkpoint"] == found.uri
+    generate(found.uri, out=str(tmp_path / "images"), config=SampleConfig(steps=2), seeds=[7, 2], sizes=[Size(40, 30)],
+             ray=False)
+    for seed in (2, 7):                                                     # by two workers as by none
+        there, here = (pixels(f"{folder}/seed-{seed:08d}-40x30.png") for folder in (generated, tmp_path / "images"))
+        assert np.abs(there - here).max() <= 1
+
+
+def registered(name: str, uri: str) -> str:
+    """A checkpoint by a name of the registry."""
+    from mlflow.tracking import MlflowClient
+
+    client = MlflowClient()
+    client.create_registered_model(name)
+    client.set_registered_model_alias(name, "best", client.create_model_version(name, uri).version)
+    return f"models:/{name}@best"
+
+
+def pixels(uri: str) -> np.ndarray:
+    return np.asarray(Image.open(io.BytesIO(storage.read_bytes(uri))), np.int16)

@@ -19,6 +19,7 @@ from PIL import Image
 from torch import nn
 
 from infd import checkpoint
+from infd.config import SampleConfig
 from infd.config_form import flat
 from infd.errors import ConfigError, StackError
 from infd.generation.deep_zoom import DeepZoom
@@ -129,6 +130,14 @@ def test_error_an_autoencoder_needs_a_photograph(trained, capsys):
     assert view.main([trained, "--size", "9x"]) == 2
 
 
+def test_error_wishes_that_a_viewer_cannot_heed(tmp_path, capsys):
+    uri = stage_two(tmp_path / "checkpoint")
+    for wish, message in ((["--mode", "whole"], "mode=whole: a viewer renders parts"),
+                          (["--group", "b"], "group=b: the model has"),
+                          (["--sampler", "heun"], "sampler=heun: the denoiser's objective is eps")):
+        assert view.main([uri, *wish]) == 2 and message in capsys.readouterr().err
+
+
 @pytest.mark.slow
 def test_job_view_serves_until_it_is_interrupted(trained, tmp_path):
     (tmp_path / "photo.png").write_bytes(encoded(picture(100, 80)))
@@ -170,7 +179,7 @@ def test_law_a_browser_shows_the_render(server, tmp_path):
 def test_law_a_seed_is_shown_as_it_is_generated(tmp_path):
     """A tile of a stage-two checkpoint's seed, against the render of the same seed."""
     uri = stage_two(tmp_path / "checkpoint")
-    zoom = DeepZoom(open_field(uri, seed=7, steps=3), 300, 200, statistics="reference")
+    zoom = DeepZoom(open_field(uri, seed=7, config=SampleConfig(steps=3)), 300, 200, statistics="reference")
     whole = load_model(uri).sample(7, steps=3).render(200, 300, statistics="reference")
     tile = zoom.tile(zoom.last_level, 0, 0)
     assert np.array_equal(tile, np.asarray(to_image(whole))[:tile.shape[0], :tile.shape[1]])

@@ -168,6 +168,28 @@ def test_error_two_autoencoders_or_settings_are_never_mixed(dataset, latents, tm
         encode.begin(latents.uri, encode.pins_of(dataset, latents.info["checkpoint"], LatentConfig(dtype="float16")))
 
 
+def test_error_two_snapshots_are_never_mixed(dataset, latents, tmp_path):
+    """Neither of two addresses nor of one where a dataset was removed and made anew."""
+    anew = str(tmp_path / "dataset")
+    write_dataset([("photo-0.png", photo(0))], anew, IngestConfig(val_fraction=0))
+    other = encode.pins_of(anew, latents.info["checkpoint"], LatentConfig())
+    with pytest.raises(DatasetError, match=f"of the snapshot {dataset}@1, not {anew}@1"):
+        encode.begin(latents.uri, other)
+    mine = encode.pins_of(dataset, latents.info["checkpoint"], LatentConfig())
+    with pytest.raises(DatasetError, match=f"sha256 {mine.snapshot_sha256}, not {other.snapshot_sha256}"):
+        encode.begin(latents.uri, dataclasses.replace(mine, snapshot_sha256=other.snapshot_sha256))
+    assert latents.are_of(open_dataset(dataset)) and not latents.are_of(open_dataset(anew))
+
+
+def test_law_latents_go_on_with_the_autoencoder_that_lies_beside_them(dataset, latents, tmp_path):
+    """Where the run that they came from has gone, or its best has moved on."""
+    beside = storage.join(latents.uri, "autoencoder")
+    assert encode.begin(latents.uri, encode.pins_of(dataset, beside, LatentConfig())).checkpoint == latents.info["checkpoint"]
+    again = encoded(dataset, str(tmp_path / "again"), beside)
+    assert [entry.sha256 for entry in again.manifest.shards] == [entry.sha256 for entry in latents.manifest.shards]
+    assert again.info["checkpoint_sha256"] == latents.info["checkpoint_sha256"]
+
+
 def test_captions_and_embeddings_travel_with_the_latents(dataset, latents, tmp_path):
     photos = open_dataset(dataset)
     rows = [{"image_id": photos[row]["image_id"], "caption": f"photo {row}", "embedding": np.full((3, 5), row).tolist()}
@@ -293,6 +315,15 @@ def test_error_a_model_that_does_not_fit_the_latents(latents, changes, message):
         fitted(dataclasses.replace(base, model=dataclasses.replace(base.model, **changes["model"])), latents)
 
 
+def test_error_photographs_of_no_class(latents, tmp_path):
+    nameless = str(tmp_path / "dataset")
+    write_dataset([("photo-0.png", photo(0))], nameless, IngestConfig(val_fraction=0))
+    made = encoded(nameless, str(tmp_path / "latents"), latents.info["checkpoint"])
+    wished = dataclasses.replace(config(), model=dataclasses.replace(config().model, condition="class", classes=1))
+    with pytest.raises(ConfigError, match=f"some photos of {nameless}@1 have no group"):
+        fitted(wished, made)
+
+
 def test_error_a_loss_that_is_not_finite_names_the_photographs(latents, tmp_path):
     run = begin(tmp_path / "run", latents)
     broken = dataclasses.replace(run, config=dataclasses.replace(
@@ -318,6 +349,7 @@ def test_law_a_run_with_posthoc_averages_is_cut_and_makes_one_of_any_length(late
     assert all(torch.equal(value, other[name]) for name, value in one.items())
     model = load_model(posthoc.write_averaged(whole.uri, str(tmp_path / "out"), sigma=0.2))
     assert torch.equal(model.denoiser.state_dict()["net.conv_in.weight"], one["net.conv_in.weight"])
+    assert checkpoint.load(model.uri).meta["metrics"] == {} and checkpoint.newest(whole.uri).meta["metrics"]  # pyright: ignore
     with pytest.raises(CheckpointError, match="a checkpoint is there already"):
         posthoc.write_averaged(whole.uri, str(tmp_path / "out"), sigma=0.1)
 
