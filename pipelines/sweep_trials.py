@@ -16,6 +16,7 @@ from infd import checkpoint, storage
 from infd.checkpoint import Checkpoint
 from infd.config import AutoencoderTrainingConfig
 from infd.errors import ConfigError, InfdError
+from infd.training.evaluation import sample_figures
 from infd.training.loop import Metrics
 from pipelines.sweep_plan import Plan, TrainingConfig, Trial, Values
 
@@ -86,7 +87,8 @@ def unknown(metric: str, config: TrainingConfig) -> str:
         known += [f"eval/{name}.{side}" for name in config.evaluation.metrics for side in config.evaluation.sizes]
         metric, heads = metric.partition("_r_to_")[0], ("val/", "eval/")
     else:
-        known, heads = ["val/loss"], ("val/",)
+        judged = config.evaluation
+        known, heads = ["val/loss", *(sample_figures(judged, judged.network) if judged.every else [])], ("val/", "eval/")
     if not metric.startswith(heads) or metric in known:
         return ""
     near = get_close_matches(metric, known, n=1)

@@ -160,6 +160,11 @@ class Numbered(Searcher):
         """Nothing."""
 
 
+def named(number: int) -> Any:
+    """What ASHA knows a trial by: its number in the sweep, which lasts; Tune names it anew each time."""
+    return SimpleNamespace(trial_id=f"trial-{number}", config={"number": number})
+
+
 class Halving(ASHAScheduler):
     """ASHA that knows the figures of trials before the sweep was interrupted.
 
@@ -173,29 +178,27 @@ class Halving(ASHAScheduler):
                          grace_period=grace(plan), reduction_factor=sweep.reduction, stop_last_trials=False)
         self.past = {trial.number: [{"step": step, sweep.metric: value} for step, value in sweep_trials.history(trial)]
                      for trial in past}
-
-    def replay(self, numbers: Iterable[int]) -> None:
-        """Take in the figures of trials that do not run again."""
-        for number in numbers:
-            gone = cast(Any, SimpleNamespace(trial_id=f"past-{number}", config={"number": number}))
-            self.on_trial_add(cast(Any, None), gone)
-            self.on_trial_remove(cast(Any, None), gone)
+        for number, rows in self.past.items():
+            gone = named(number)
+            super().on_trial_add(cast(Any, None), gone)
+            for row in rows:
+                super().on_trial_result(cast(Any, None), gone, row)
 
     def on_trial_add(self, tune_controller: Any, trial: Any) -> None:
-        """A trial that goes on has its own figures from before; they were judged then."""
-        super().on_trial_add(tune_controller, trial)
-        for row in self.past.get(trial.config["number"], []):
-            super().on_trial_result(tune_controller, trial, row)
+        """A trial that goes on has its figures from before already; they were judged then."""
+        mine = named(trial.config["number"])
+        if mine.trial_id not in self._trial_info:
+            super().on_trial_add(tune_controller, mine)
+
+    def on_trial_result(self, tune_controller: Any, trial: Any, result: dict) -> str:
+        said = super().on_trial_result(tune_controller, named(trial.config["number"]), result)
+        return TrialScheduler.CONTINUE if result.get("step", 0) >= self._max_t else said      # it is over anyway
 
     def on_trial_complete(self, tune_controller: Any, trial: Any, result: dict) -> None:
         """Its last figure was taken in when it came."""
-        self._trial_info.pop(trial.trial_id, None)
 
-    def on_trial_result(self, tune_controller: Any, trial: Any, result: dict) -> str:
-        if result.get("step", 0) >= self._max_t:                   # it is over anyway
-            super().on_trial_result(tune_controller, trial, result)
-            return TrialScheduler.CONTINUE
-        return super().on_trial_result(tune_controller, trial, result)
+    def on_trial_remove(self, tune_controller: Any, trial: Any) -> None:
+        """Its figures stay."""
 
 
 def grace(plan: Plan) -> int:
@@ -338,6 +341,4 @@ def scheduler_of(plan: Plan) -> TrialScheduler:
     if plan.sweep.scheduler == "none":
         return FIFOScheduler()
     trials = sweep_trials.known(plan)
-    made = Halving(plan, trials)
-    made.replay(fate.trial.number for fate in sweep_trials.fates(trials, plan.sweep.metric) if fate.over)
-    return made
+    return Halving(plan, trials)

@@ -4,17 +4,22 @@ A block of BLOCK cuts is computed alone, in batches from its own start, and bloc
 one process or many, has the same bits. Shapes: N cuts, D features.
 """
 
+import contextlib
+import functools
 import hashlib
 import importlib.metadata
 import json
 import logging
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import safetensors.numpy
+import torch
 from safetensors import SafetensorError
 
+import infd
 from infd import storage
 from infd.evaluation import moments
 from infd.evaluation.crops import Cut, pixels
@@ -25,7 +30,8 @@ from infd.evaluation.sources import Source, in_order
 
 logger = logging.getLogger(__name__)
 
-FORMAT = "infd-statistics-2"
+FORMAT = "infd-statistics-3"
+DISTRIBUTIONS = ("infd", "torch", "numpy", "pillow-simd", "imagecodecs", "torch-fidelity")
 BLOCK = 128
 READ_THREADS = 2
 
@@ -105,13 +111,28 @@ def cache_key(source: Source, cuts: Sequence[Cut], network: FeatureNetwork, *, b
     cut_sha256 = hashlib.sha256(np.array(cuts, np.float64).tobytes()).hexdigest()
     facts = {
         "format": FORMAT, "images": source.fingerprint(), "cuts": cut_sha256,
-        "network": network.describe(), "batch": batch, "device": network.device, "block": BLOCK, "versions": versions()}
+        "network": network.describe(), "batch": batch, "device": network.device, "block": BLOCK, "versions": versions(),
+        "tensor_float_32": network.device != "cpu" and torch.backends.cudnn.allow_tf32}
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
 
+@functools.cache
 def versions() -> dict[str, str]:
-    """Of what turns files into features."""
-    return {name: importlib.metadata.version(name) for name in ("infd", "torch", "numpy", "pillow-simd", "torch-fidelity")}
+    """Of what turns files, seeds and weights into features; of infd its very source, because who works on it changes that
+    and not the number of its version."""
+    found = {name: importlib.metadata.version(name) for name in DISTRIBUTIONS}
+    for name in ("pillow-heif",):
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found[name] = importlib.metadata.version(name)
+    return found | {"infd_source": source_sha256()[:16]}
+
+
+def source_sha256() -> str:
+    """Over the names and bytes of the package's Python files."""
+    root, digest = Path(infd.__file__).parent, hashlib.sha256()
+    for path in sorted(root.rglob("*.py")):
+        digest.update(f"{path.relative_to(root).as_posix()}\0{hashlib.sha256(path.read_bytes()).hexdigest()}\n".encode())
+    return digest.hexdigest()
 
 
 def load_features(uri: str) -> np.ndarray:

@@ -110,29 +110,29 @@ def compared(
     """(name, value) of each metric; standard errors go into `errors`."""
     for one in protocol.metrics:
         if one == "frechet":
-            yield metric_name("frechet", protocol, network), frechet(a.moments, b.moments, ddof=protocol.ddof)
+            yield metric_name("frechet", protocol, network.name), frechet(a.moments, b.moments, ddof=protocol.ddof)
             continue
         if a.features is None or b.features is None:
             raise ValueError(f"{one}: features were not kept")
         if one == "kid":
-            name, value = metric_name("kid", protocol, network), kid(a.features, b.features, protocol.kid)
+            name, value = metric_name("kid", protocol, network.name), kid(a.features, b.features, protocol.kid)
             if value.standard_error is not None:
                 errors[name] = value.standard_error
             yield name, value.mean
         else:
             shares = precision_recall(a.features, b.features, protocol.precision_recall, device=network.device)
-            yield metric_name("precision", protocol, network), shares.precision
-            yield metric_name("recall", protocol, network), shares.recall
+            yield metric_name("precision", protocol, network.name), shares.precision
+            yield metric_name("recall", protocol, network.name), shares.recall
 
 
-def metric_name(metric: str, protocol: Distances, network: FeatureNetwork) -> str:
+def metric_name(metric: str, protocol: Distances, network: str) -> str:
     """fid, pfid_256/1024, kid_…: with Inception's features; frechet_256/1024[efficientnet-lite0]: with any others.
 
     Precision and recall always name the network: papers take VGG16's for them. Law: FID stands for Inception's alone.
     """
     suffix = protocol.crops.suffix
-    if network.name != INCEPTION or metric in ("precision", "recall"):
-        return f"{metric}{suffix}[{network.name}]"
+    if network != INCEPTION or metric in ("precision", "recall"):
+        return f"{metric}{suffix}[{network}]"
     if metric == "frechet":
         return f"fid{suffix}" if protocol.name == "fid" else f"pfid{suffix}"
     return f"{metric}{suffix}"

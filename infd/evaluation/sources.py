@@ -123,7 +123,8 @@ class FolderSource:
         return self.files[index].uri
 
     def sides(self, index: int) -> Sides:
-        return self.scan[0][index]
+        """From the scan of all files where there was one, else of this file alone: a worker has only some to look at."""
+        return self.scan[0][index] if "scan" in self.__dict__ else self.look(index)[0]
 
     def read(self, index: int) -> np.ndarray:
         """Raises PhotoError naming the file: it cannot be decoded."""

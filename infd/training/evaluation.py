@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from infd import weights
-from infd.config import AutoencoderTrainingConfig, DiffusionTrainingConfig, SamplesConfig
+from infd.config import AutoencoderTrainingConfig, DiffusionTrainingConfig, ReconstructionConfig, SamplesConfig
 from infd.data.snapshot import Dataset
 from infd.errors import InfdError
 from infd.evaluation.collect import Statistics, block_features
@@ -190,9 +190,8 @@ class Samples:
         self.source, self.indices, self.network, self.world = source, indices, network, world
         self.every, self.side, self.seeds = config.every, config.side, range(config.images)
         self.model, self.latents = model, latents
-        self.protocol = Distances(name="fid", crops=WholeImages(side=config.side), metrics=config.metrics,
-                                  kid=KidConfig(subsets=1, subset_size=min(len(indices), config.images)))
-        self.best = tracked_name(metric_name(config.metrics[0], self.protocol, network))
+        self.protocol = distances(config, photos=len(indices))
+        self.best = sample_figures(config, network.name)[0]
         self._real: Statistics | None = None
 
     def __call__(self) -> Metrics:
@@ -203,7 +202,10 @@ class Samples:
 
     def _drawn(self) -> np.ndarray:
         """Features of this rank's seeds."""
-        model, seeds = self.model(), self._share(self.seeds)
+        seeds = self._share(self.seeds)
+        if not seeds:                                                 # more ranks than seeds
+            return np.zeros((0, self.network.dim), np.float32)
+        model = self.model()
         groups = [self.latents(model, seeds[start:start + TOGETHER]) for start in range(0, len(seeds), TOGETHER)]
         rendered = RenderedSource(SeedFields(model, seeds, torch.cat(groups)), side=self.side)
         return self._features(rendered, range(len(seeds)))
@@ -242,6 +244,26 @@ class SeedFields:
 
     def facts(self) -> dict[str, object]:
         return {"kind": "seeds", "seeds": list(self.seeds)}
+
+
+def distances(config: SamplesConfig, *, photos: int) -> Distances:
+    """How samples are compared with that many photos."""
+    return Distances(name="fid", crops=WholeImages(side=config.side), metrics=config.metrics,
+                     kid=KidConfig(subsets=1, subset_size=min(photos, config.images)))
+
+
+def sample_figures(config: SamplesConfig, network: str) -> list[str]:
+    """Names of the figures of an evaluation in stage two, as training tells them; the first chooses `best`."""
+    protocol = distances(config, photos=config.images)
+    return [tracked_name(metric_name(metric, protocol, network)) for metric in config.metrics]
+
+
+def networks_of(metric: str, config: ReconstructionConfig | SamplesConfig) -> list[str]:
+    """Names in `infd.weights` of what a figure eval/… needs."""
+    if isinstance(config, SamplesConfig):
+        return [STATES[config.network]]
+    name = metric.removeprefix("eval/").partition(".")[0]
+    return [name.replace("_", "-")] if name.startswith("lpips") else []
 
 
 def samples(config: DiffusionTrainingConfig, dataset: Callable[[], Dataset], *, model: Callable[[], Model],

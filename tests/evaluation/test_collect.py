@@ -57,3 +57,17 @@ def test_law_a_worker_reads_only_its_own_images_and_none_twice(source, small_blo
     monkeypatch.setattr(storage, "read_object", lambda info: read.append(Path(info.uri).name) or read_object(info))
     block_features(copy, blocks(cuts)[1], NETWORK, batch=4)
     assert sorted(read) == [f"img{index:03}.png" for index in range(10, 20)]
+
+
+def test_law_what_was_made_by_other_code_has_another_key(tmp_path, monkeypatch):
+    package = tmp_path / "infd"
+    (package / "data").mkdir(parents=True)
+    for name in ("__init__.py", "data/order.py"):
+        (package / name).write_text("one = 1\n")
+    monkeypatch.setattr(collect.infd, "__file__", str(package / "__init__.py"))
+    before = collect.source_sha256()
+    (package / "notes.txt").write_text("not code")
+    assert collect.source_sha256() == before
+    (package / "data" / "order.py").write_text("one = 2\n")
+    assert collect.source_sha256() != before
+    assert set(collect.versions()) >= {"infd_source", "torch", "imagecodecs", "pillow-simd"}

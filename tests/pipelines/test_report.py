@@ -151,6 +151,12 @@ def test_results_by_themselves_and_runs_before_their_first_evaluation(judged, tm
     assert "No figure was made of all rows" in Path(report([fresh, judged[0]], str(tmp_path / "out"))).read_text()
 
 
+def test_a_folder_gives_its_runs_and_the_results_that_lie_in_none(tmp_path):
+    fresh = begun(tmp_path / "work", "fresh", seed=2, losses=(0.1, 0.2))
+    result(low("fid", 5.0)).write(str(tmp_path / "work" / "besides" / "result.json"))
+    assert {row.address == fresh or row.results[0]["fid"] for row in read_rows([str(tmp_path / "work")])} == {True, 5.0}
+
+
 def test_error_where_nothing_is(tmp_path, capsys):
     (tmp_path / "empty").mkdir()
     assert job.main([str(tmp_path / "empty"), "--out", str(tmp_path / "out")]) == 1
@@ -192,13 +198,15 @@ def test_columns_stand_in_the_papers_order_and_by_its_names():
 def test_law_only_figures_of_equal_conditions_share_a_column():
     few, many = result(low("fid", 9.0), counts=50), result(low("fid", 8.0), counts=5000)
     gpu = dataclasses.replace(result(low("fid", 7.0), counts=50), choices={"device": "cuda"})
-    table = table_of([row("few", few), row("many", many), row("gpu", gpu)])
+    more = dataclasses.replace(result(low("fid", 6.0), counts=50), choices={"device": "cpu", "metrics": ["frechet", "kid"],
+                                                                            "count_b": 50})
+    table = table_of([row("few", few), row("many", many), row("gpu", gpu), row("more", more)])
     texts = {one.key: one.text for one in conditions(table)}
     assert len(table.columns) == 2 and {texts[column.condition] for column in table.columns} == {
         "against s3://b/data@1; 50 real, 50 judged", "against s3://b/data@1; 5,000 real, 5,000 judged"}
     shared = next(k for k, column in enumerate(table.columns) if " 50 judged" in texts[column.condition])
-    assert [one.value if (one := line[shared]) else None for line in table.cells] == [9.0, None, 7.0]
-    assert table.best[shared] == 2
+    assert [one.value if (one := line[shared]) else None for line in table.cells] == [9.0, None, 7.0, 6.0]
+    assert table.best[shared] == 3
     assert table.best[1 - shared] is None
 
 

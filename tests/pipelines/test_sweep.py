@@ -14,9 +14,9 @@ import pytest
 from small_sweeps import STEPS, begun, config, encoded_latents, plan, save, summed, wish, wish_ldm, write_photos
 
 from infd import checkpoint, storage
-from infd.config import LatentRunConfig, ReconstructionConfig, RunConfig
+from infd.config import LatentRunConfig, ReconstructionConfig, RunConfig, SamplesConfig
 from infd.data import snapshot
-from infd.errors import CheckpointError, ConfigError, TrainingError
+from infd.errors import CheckpointError, ConfigError, TrainingError, WeightsError
 from infd.presets import ldm_tiny
 from jobs import sweep as job
 from pipelines import sweep, sweep_report, sweep_summary, sweep_trials
@@ -39,6 +39,12 @@ def latents(dataset, tmp_path_factory) -> str:
 # ---------------------------------------------------------------- before it starts
 
 
+def judging(asked: sweep.Wish, metric: str, evaluation) -> sweep.Wish:
+    """The same sweep, whose trials evaluate, ranked by that metric."""
+    return dataclasses.replace(asked, config=dataclasses.replace(asked.config, evaluation=evaluation),
+                               sweep=dataclasses.replace(asked.sweep, metric=metric))
+
+
 def test_error_nothing_starts_where_a_trial_could_not(dataset, tmp_path, monkeypatch):
     def never(*args, **kwargs):
         raise AssertionError("a cluster was asked for")
@@ -57,21 +63,32 @@ def test_error_nothing_starts_where_a_trial_could_not(dataset, tmp_path, monkeyp
         (wish(dataset, uri, scheduler="asha", grace_steps=30), "first judged at step 30"),
         (wish(dataset, uri, metric="val/psnrr"), "metric=val/psnrr: no trial makes it; did you mean val/psnr"),
         (wish(dataset, uri, metric="val/lpips_r_to_256"), "metric=val/lpips_r_to_256: no trial makes it; there are|did you"),
-        (wish(dataset, uri, metric="eval/psnr.256"), r"metric=eval/psnr.256: trial 0 .* makes none; .*--evaluation.every")]
+        (wish(dataset, uri, metric="eval/psnr.256"), r"metric=eval/psnr.256: trial 0 .* makes none; .*--evaluation.every"),
+        (judging(wish(dataset, uri, loop={"validate_every": 20}), "val/loss", ReconstructionConfig(every=10)),
+         r"metric=val/loss: trial 0 .* evaluations, every 10 steps, and validates every 20; make evaluation.every a multiple"),
+        (judging(wish(dataset, uri), "eval/lpips_vgg.256", ReconstructionConfig(every=10)),
+         r"metric=eval/lpips_vgg.256: trial 0 .* needs the weights lpips-vgg, which are not at hand; run python jobs")]
+    monkeypatch.setenv("INFD_WEIGHTS", str(tmp_path / "no-weights"))
     for case, message in cases:
-        with pytest.raises(ConfigError, match=message):
+        with pytest.raises((ConfigError, WeightsError), match=message):
             sweep.run_sweep(case)
     assert not storage.exists(f"{uri}/plan.json")
 
 
-def test_a_sweep_of_stage_two_reads_pinned_latents_and_is_refused_where_they_do_not_fit(dataset, latents):
+def test_a_sweep_of_stage_two_reads_pinned_latents_and_is_refused_where_they_do_not_fit(
+        dataset, latents, tmp_path, monkeypatch):
     made, manifest = sweep.planned(wish_ldm(latents, "diffusion.objective=eps,flow"))
     assert made.snapshot == f"{dataset}@1" and (made.latents or {})["address"] == latents
     assert re.fullmatch(rf"{dataset}/sweeps/ldm-tiny-[0-9a-f]{{8}}", made.uri)
     sweep.check(made, LatentRunConfig(latents=latents), manifest)
+    monkeypatch.setenv("INFD_WEIGHTS", str(tmp_path / "no-weights"))
+    judged = SamplesConfig(every=300, side=64)
     for asked, message in ((wish_ldm(latents, "model.z_dim=4,8"), r"trial 1 \(model.z_dim=8 seed=0\): .* latents .* have 4"),
+                           (judging(wish_ldm(latents), "eval/kid_256", judged),
+                            "metric=eval/kid_256: no trial makes it; did you mean eval/kid_64"),
+                           (judging(wish_ldm(latents), "eval/kid_64", judged), "needs the weights inception-fid"),
                            (wish_ldm(""), "latents: missing")):
-        with pytest.raises(ConfigError, match=message):
+        with pytest.raises((ConfigError, WeightsError), match=message):
             sweep.run_sweep(asked)
     words = ["ldm", "tiny", "--latents", latents, "--vary", "diffusion.objective=eps,flow"]
     stage, args = job.parsed(words)
@@ -477,3 +494,14 @@ def test_law_asha_goes_on_with_the_rungs_it_had(tmp_path):
         save(trials[number], STEPS, loss=0.5)
     sweep_trials.end(trials[2], "stopped")
     assert decisions(made, ROWS, from_row=5) == whole[5:]
+
+
+def test_law_asha_knows_the_rungs_of_trials_that_wait_to_go_on(tmp_path):
+    """Four ran at once; the sweep goes on one by one: the first is judged among the others, as it would have been."""
+    made = plan(str(tmp_path), "loss.quantizer=1,2,3", scheduler="asha", reduction=2)
+    whole, trials = decisions(made, ROWS), made.listed()
+    for number, step, value in ROWS[:6]:
+        sweep_trials.remember(trials[number], step, value)
+    again = decisions(made, ROWS, from_row=6)
+    assert again == whole[6:] and again != decisions(plan(str(tmp_path / "b"), "loss.quantizer=1,2,3", scheduler="asha",
+                                                          reduction=2), ROWS, from_row=6)

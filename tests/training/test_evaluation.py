@@ -246,3 +246,10 @@ def test_law_two_ranks_find_what_one_finds(dataset, tmp_path):
     (found, error), (other, same) = two_judges.two_ranks(tmp_path, config, dataset)
     assert found == other == two_judges.evaluated(World(), config, dataset)
     assert error == same == "rank 1: RuntimeError: a photo is gone"
+
+
+def test_law_a_rank_without_a_seed_adds_no_features(dataset):
+    source = DatasetSource(open_dataset(dataset), split="val")
+    samples = judging.Samples(source, [0, 1], random_network(), SamplesConfig(images=2, side=64), world=World(rank=2, size=3),
+                              model=lambda: pytest.fail("asked for"), latents=lambda model, seeds: pytest.fail("drawn"))
+    assert samples._drawn().shape == (0, samples.network.dim)
