@@ -406,11 +406,12 @@ def test_error_images_without_a_partner(real, tmp_path):
 
 
 @pytest.mark.slow
-def test_law_consistency_of_renders_at_several_sides(real, tmp_path):
+@pytest.mark.parametrize("kind", DEGRADATIONS)
+def test_law_consistency_of_renders_at_several_sides(real, tmp_path, kind):
     def at(side: int, worse: int = 0) -> str:
         def shrunk(image: np.ndarray) -> np.ndarray:
             image = np.asarray(Image.fromarray(image).resize((side, side), Image.Resampling.LANCZOS))
-            return DEGRADATIONS["noise"](image, worse) if worse else image
+            return DEGRADATIONS[kind](image, worse) if worse else image
 
         root = tmp_path / f"{side}-{worse}"
         return str(changed(root, real, shrunk))
@@ -421,7 +422,7 @@ def test_law_consistency_of_renders_at_several_sides(real, tmp_path):
     assert {"self_ssim[lanczos]_24/48", "self_ssim[nearest]_48/32", "mean_shift_24"} <= {one.name for one in found.metrics}
     assert found["mean_shift_24"] == 0
     previous = found
-    for level in (1, 3):
+    for level in (1, 2, 3):
         worse = evaluate(protocol, at(48), at(24, level), at(32))
         assert worse["mean_shift_24"] > previous["mean_shift_24"]
         assert worse["self_ssim[lanczos]_24/48"] < previous["self_ssim[lanczos]_24/48"]

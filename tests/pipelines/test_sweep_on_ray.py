@@ -200,3 +200,30 @@ def test_job_a_sweep_of_stage_two(stack, bucket, capfd, monkeypatch):
     assert trained.meta["config"]["diffusion.objective"] == "flow" and trained.meta["latents"]["address"] == latents
     page = storage.read_bytes(f"{uri}/report/report.html").decode()
     assert "diffusion.objective" in page and "Trials do not all compare by val/loss" in page
+
+
+@pytest.mark.slow
+@pytest.mark.long
+def test_job_optuna_and_asha_search_a_range(stack, bucket, tmp_path, capfd, monkeypatch):
+    """Six points, one seed, two at once; the driver is killed on the way, and the same command ends with six."""
+    monkeypatch.setattr(job.logs, "to_stderr", lambda: None)
+    dataset, uri = write_photos(f"{bucket}/data"), f"{bucket}/sweep"
+    words = [*command(dataset, uri, "1e-7..1e-3")[2:], "--loop.validate-every", "5", "--search", "optuna", "--samples", "6",
+             "--scheduler", "asha", "--grace-steps", "5", "--reduction", "2"]
+    words[words.index("--seeds") + 1:words.index("--vary")] = ["0"]
+    with (tmp_path / "stderr").open("w") as stderr:
+        driver = subprocess.Popen([sys.executable, "-m", "jobs.sweep", *words], stderr=stderr)
+    until(lambda: driver.poll() is not None or last(uri, 1) == STEPS or last(uri, 2) > 0, limit_s=400, every_s=0.5)
+    assert driver.poll() is None, (tmp_path / "stderr").read_text()
+    driver.kill()
+    driver.wait(60)
+    until(lambda: not processes(stack, *TRAINING))
+    for info in storage.list_objects(uri):
+        if info.uri.endswith("/driver.json"):
+            storage.delete(info.uri)                                 # stale; to wait for that is tested with leases
+    assert job.main(words) == 0
+    told = json.loads(storage.read_bytes(f"{uri}/sweep.json"))
+    values = [trial["values"]["loss.quantizer"] for trial in told["trials"]]
+    assert len(set(values)) == 6 and all(1e-7 <= value <= 1e-3 for value in values)
+    assert {trial["state"] for trial in told["trials"]} <= {"finished", "stopped"}
+    assert told["trials"][told["best_trial"]]["state"] == "finished" and "best trial" in capfd.readouterr().out
