@@ -86,8 +86,9 @@ def load(uri: str) -> Checkpoint:
                                   "check the address, or name a step-… folder")
         uri = storage.join(storage.parent(uri), json.loads(storage.read_bytes(f"{uri}.json"))["checkpoint"])
     if not storage.exists(storage.join(uri, COMPLETE)):
-        raise CheckpointError(f"checkpoint {uri}: no {COMPLETE}; a whole checkpoint has one; "
-                              "check the address, or use another step")
+        instead = (f"it is a run; name one of its checkpoints, as {storage.join(uri, 'checkpoints', 'best')}"
+                   if storage.exists(storage.join(uri, "run.json")) else "check the address, or use another step")
+        raise CheckpointError(f"checkpoint {uri}: no {COMPLETE}; a whole checkpoint has one; {instead}")
     complete = json.loads(storage.read_bytes(storage.join(uri, COMPLETE)))
     if complete["format"] != FORMAT:
         raise CheckpointError(f"checkpoint {uri}: format {complete['format']}; this version reads {FORMAT}; "

@@ -23,7 +23,8 @@ class EncodeLatents:
     checkpoint: str
     """The autoencoder: a checkpoint's folder, RUN/checkpoints/best or /last."""
     out: str = ""
-    """Where the latents go; empty: DATASET/latents/SNAPSHOT-HASH, so that each snapshot and checkpoint has its own."""
+    """Where the latents go; empty: DATASET/latents/SNAPSHOT-HASH, so that each snapshot and checkpoint has its own (-f16,
+    -plain and captions add to it)."""
     conditions: str = ""
     """A Parquet table of captions and their embeddings: columns image_id or uri, caption, embedding."""
     workers: int = 0

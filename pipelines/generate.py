@@ -20,12 +20,13 @@ import torch
 from PIL import Image
 
 from infd import checkpoint, errors, storage
+from infd.checkpoint import Checkpoint
 from infd.compat import plain_float32
-from infd.config import SampleConfig, require
+from infd.config import DiffusionConfig, SampleConfig, require
 from infd.config_form import flat, unflat
 from infd.errors import ConfigError, InfdError, PreconditionFailed
-from infd.generation.load import denoiser_config
-from infd.generation.model import Model, load_model
+from infd.generation.load import config_of, denoiser_config
+from infd.generation.model import Model, default_sampler, load_model, require_sampling
 from infd.generation.reconstruct import PANEL, Panel, sheet, to_image
 from infd.generation.registry import resolve
 from infd.generation.render import Picture, Progress
@@ -106,7 +107,7 @@ def generate(
     out = storage.absolute(out)
     config = replace(config, context=storage.absolute(config.context) if config.context else "")
     found = checkpoint.load(address_of(uri))
-    denoiser_config(found)                                             # of stage two, before any worker starts
+    require_heard(found, config)                                       # before any worker starts, or anything is written
     record = {"checkpoint": found.uri, "sha256": found.files[checkpoint.MODEL]["sha256"], "config": flat(config),
               "zoom": list(zoom) if zoom else None}
     claim(out, record)
@@ -121,6 +122,14 @@ def generate(
         for task in tasks_of(left, workers=1):
             worker.work(task)
     return write_sheet(out, seeds, sizes[0], zoom)
+
+
+def require_heard(found: Checkpoint, config: SampleConfig) -> None:
+    """Raise an InfdError where the checkpoint is of stage one, or cannot do what is wished."""
+    denoiser, diffusion = denoiser_config(found), config_of(found, DiffusionConfig, "diffusion.")
+    require_sampling(denoiser, diffusion, found.meta["groups"], steps=config.steps, guidance=config.guidance,
+                     sampler=default_sampler(diffusion) if config.sampler == "auto" else config.sampler,
+                     group=config.group, context=bool(config.context))
 
 
 def address_of(uri: str) -> str:
@@ -281,10 +290,10 @@ def run_on_ray(settings: dict[str, Any], left: dict[tuple[Size, ...], list[int]]
 
 def write_sheet(out: str, seeds: Sequence[int], size: Size, zoom: Zoom | None) -> str:
     """The first images, small, on one page; its address."""
-    panels = []
+    panels, part = [], f", from {zoom.y:g},{zoom.x:g} a side of {zoom.side:g}" if zoom else ""
     for seed in seeds[:SHEET_IMAGES]:
         with Image.open(io.BytesIO(storage.read_bytes(storage.join(out, "small", name_of(seed, size, zoom))))) as image:
-            panels.append(Panel(squared(image.convert("RGB")), f"seed {seed} at {size}"))
+            panels.append(Panel(squared(image.convert("RGB")), f"seed {seed} at {size}{part}"))
     return put_png(sheet(in_rows(panels)), storage.join(out, "sheet.png"))
 
 

@@ -341,10 +341,10 @@ def pin(uri: str, pins: Pins) -> Pins:
                        ("checkpoint_sha256", "an autoencoder whose weights have sha256"),
                        ("settings", "the settings"), ("conditions_sha256", "captions whose table has sha256")):
         if found.get(name) != content[name]:
-            beside = f" (their autoencoder is kept: --checkpoint {storage.join(uri, AUTOENCODER)})"
-            raise DatasetError(f"latents {uri}: they are of {what} {found.get(name)}, not {content[name]}; latents of two are "
-                               "never mixed: name another --out, or encode these on with what they are of"
-                               + (beside if name == "checkpoint_sha256" else ""))
+            go_on = (f"--checkpoint {storage.join(uri, AUTOENCODER)}, which was {found['checkpoint']}"
+                     if name == "checkpoint_sha256" else "what they are of")
+            raise DatasetError(f"latents {uri}: they are of {what} {found[name]}, not {content[name]}; latents of two are "
+                               f"never mixed: name another --out, or go on with {go_on}")
     return Pins(**{name: found[name] for name in asdict(pins)})
 
 

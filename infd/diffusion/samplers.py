@@ -23,9 +23,7 @@ FLOWS = ("euler", "heun")
 
 def scheduler(config: DiffusionConfig, sampler: Sampler) -> Any:
     """diffusers' scheduler for this process. Raises ConfigError for one that is not of its kind."""
-    if (sampler in FLOWS) != (config.objective == "flow"):
-        fit = [name for name in get_args(Sampler) if (name in FLOWS) == (config.objective == "flow")]
-        raise ConfigError(f"sampler={sampler}: the denoiser's objective is {config.objective}; use {' or '.join(fit)}")
+    require_kind(config, sampler)
     torchvision_ready()
     import diffusers
 
@@ -73,8 +71,7 @@ def denoised(
     them. `told` sees the number of each finished step and its z.
     """
     device = next(denoiser.parameters()).device
-    most = config.timesteps if config.objective != "flow" else 1000
-    require_times(steps, sampler, most)
+    require_times(steps, sampler, times_of(config))
     steps_of = scheduler(config, sampler)
     steps_of.set_timesteps(steps, device=device)
     z = start.to(device) * getattr(steps_of, "init_noise_sigma", 1.0)
@@ -87,6 +84,18 @@ def denoised(
         z = steps_of.step(said, t, z, **extra).prev_sample
         told(number, z)
     return z * config.scale
+
+
+def require_kind(config: DiffusionConfig, sampler: Sampler) -> None:
+    """Raise ConfigError for a sampler of another kind of process."""
+    if (sampler in FLOWS) != (config.objective == "flow"):
+        fit = [name for name in get_args(Sampler) if (name in FLOWS) == (config.objective == "flow")]
+        raise ConfigError(f"sampler={sampler}: the denoiser's objective is {config.objective}; use {' or '.join(fit)}")
+
+
+def times_of(config: DiffusionConfig) -> int:
+    """How many times the denoiser was trained at; of a flow, those of the library's schedulers."""
+    return 1000 if config.objective == "flow" else config.timesteps
 
 
 def require_times(steps: int, sampler: Sampler, most: int) -> None:

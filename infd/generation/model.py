@@ -5,6 +5,7 @@
     field.save("portrait.png", 3000, 2000)
 """
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,7 +15,7 @@ from torch import Tensor
 
 from infd import checkpoint
 from infd.checkpoint import Checkpoint
-from infd.config import AutoencoderConfig, DiffusionConfig, require
+from infd.config import AutoencoderConfig, DenoiserConfig, DiffusionConfig, require
 from infd.config_form import unflat
 from infd.diffusion import samplers
 from infd.diffusion.samplers import Sampler
@@ -49,8 +50,12 @@ class Model:
         return next(self.denoiser.parameters()).device
 
     def sample(self, seed: int, **how: Any) -> Picture:
-        """The field of one seed; `how` as `latents` takes it."""
-        return self.field(self.latents([seed], **how))
+        """The field of one seed; `how` as `latents` takes it. Its files carry the seed, the model and how it was drawn."""
+        field = self.field(self.latents([seed], **how))
+        plain = {name: value for name, value in how.items() if isinstance(value, str | int | float)}
+        field.about = {"seed": str(seed), "model": self.uri, "model_sha256": self.sha256,
+                       "config": json.dumps(plain, sort_keys=True)}
+        return field
 
     def latents(
         self, seeds: Sequence[int], *, steps: int = 50, sampler: Sampler | None = None, eta: float = 1.0,
@@ -62,8 +67,9 @@ class Model:
         from, one for all or one for each; context (S, K) or (B, S, K): the embedding of a caption; guidance above 1
         exaggerates either. Raises ConfigError.
         """
-        self._require_condition(guidance, group=bool(group), context=context is not None)
-        sampler = sampler or ("heun" if self.diffusion.objective == "flow" else "ddim")
+        sampler = sampler or default_sampler(self.diffusion)
+        require_sampling(self.denoiser.config, self.diffusion, self.groups, steps=steps, sampler=sampler, guidance=guidance,
+                         group=group, context=context is not None)
         labels = self._labels([group] * len(seeds) if isinstance(group, str) else group) if group else None
         told = None if context is None else context.expand(len(seeds), -1, -1).to(self.device)
         return samplers.sample(self.denoiser, self.diffusion, seeds=seeds, side=self.side, steps=steps, sampler=sampler,
@@ -74,27 +80,37 @@ class Model:
         with torch.no_grad():
             return Picture.of(self.autoencoder.field(z))
 
-    def _require_condition(self, guidance: float, *, group: bool, context: bool) -> None:
-        """Raise ConfigError for wishes that this denoiser was not trained to heed."""
-        condition, dropped = self.denoiser.config.condition, self.diffusion.p_unconditional > 0
-        if context and condition != "text":
-            raise ConfigError("context: the model has no condition on captions; leave it out")
-        if condition != "none" and not dropped and not (group or context):
-            wanted = "group" if condition == "class" else "context"
-            raise ConfigError(f"{wanted}: missing; the model was never trained without its {condition}; give one")
-        if guidance != 1.0 and (condition == "none" or not dropped):
-            raise ConfigError(f"guidance={guidance:g}: must be 1; the model was trained "
-                              f"{'without a condition' if condition == 'none' else 'with p_unconditional 0'}")
-        if guidance != 1.0 and not (group or context):
-            raise ConfigError(f"guidance={guidance:g}: must be 1 where nothing is asked for; give a "
-                              f"{'group' if condition == 'class' else 'context'} too")
-
     def _labels(self, groups: Sequence[str]) -> Tensor:
-        classes = self.groups if self.denoiser.config.condition == "class" else ()
-        for group in groups:
-            if group not in classes:
-                raise ConfigError(f"group={group}: the model has the classes {list(classes)}; name one of them, or none")
-        return torch.tensor([classes.index(group) for group in groups], device=self.device)
+        return torch.tensor([self.groups.index(group) for group in groups], device=self.device)
+
+
+def default_sampler(diffusion: DiffusionConfig) -> Sampler:
+    return "heun" if diffusion.objective == "flow" else "ddim"
+
+
+def require_sampling(
+    denoiser: DenoiserConfig, diffusion: DiffusionConfig, groups: Sequence[str], *, steps: int, sampler: Sampler,
+    guidance: float, group: str | Sequence[str], context: bool,
+) -> None:
+    """Raise ConfigError for wishes that a denoiser of these classes was not trained to heed, or that no sampler can."""
+    samplers.require_kind(diffusion, sampler)
+    samplers.require_times(steps, sampler, samplers.times_of(diffusion))
+    condition, dropped = denoiser.condition, diffusion.p_unconditional > 0
+    classes = list(groups) if condition == "class" else []
+    for name in ([group] if group else []) if isinstance(group, str) else group:
+        if name not in classes:
+            raise ConfigError(f"group={name}: the model has the classes {classes}; name one of them, or none")
+    if context and condition != "text":
+        raise ConfigError("context: the model has no condition on captions; leave it out")
+    if condition != "none" and not dropped and not (group or context):
+        wanted = "group" if condition == "class" else "context"
+        raise ConfigError(f"{wanted}: missing; the model was never trained without its {condition}; give one")
+    if guidance != 1.0 and (condition == "none" or not dropped):
+        raise ConfigError(f"guidance={guidance:g}: must be 1; the model was trained "
+                          f"{'without a condition' if condition == 'none' else 'with p_unconditional 0'}")
+    if guidance != 1.0 and not (group or context):
+        raise ConfigError(f"guidance={guidance:g}: must be 1 where nothing is asked for; give a "
+                          f"{'group' if condition == 'class' else 'context'} too")
 
 
 def load_model(uri: str, *, device: str = "cpu", weights: str = "average") -> Model:

@@ -7,6 +7,7 @@
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from types import MappingProxyType
 
 import numpy as np
 from tqdm import tqdm
@@ -108,6 +109,9 @@ class _Counted:
 class Picture(Field):
     """A field that can be written to files."""
 
+    about: Mapping[str, str] = MappingProxyType({})
+    """What files of it tell where no metadata are given: beside it their size."""
+
     @classmethod
     def of(cls, field: Field) -> "Picture":
         """The same field."""
@@ -120,8 +124,8 @@ class Picture(Field):
     ) -> str:
         """See `save`; without `progress` a bar on a terminal."""
         with shown(progress, uri) as told:
-            return save(self, uri, width, height, statistics=statistics, box=box, tile_px=tile_px, metadata=metadata,
-                        progress=told)
+            return save(self, uri, width, height, statistics=statistics, box=box, tile_px=tile_px,
+                        metadata=self._told(metadata, width, height), progress=told)
 
     def save_deep_zoom(
         self, uri: str, width: int, height: int | None = None, *,
@@ -131,7 +135,10 @@ class Picture(Field):
         """See `save_deep_zoom`; without `progress` a bar on a terminal."""
         with shown(progress, uri) as told:
             return save_deep_zoom(self, uri, width, height, statistics=statistics, tile_px=tile_px, tiles=tiles,
-                                  metadata=metadata, progress=told)
+                                  metadata=self._told(metadata, width, height or width), progress=told)
+
+    def _told(self, metadata: Mapping[str, str] | None, width: int, height: int) -> Mapping[str, str]:
+        return metadata if metadata is not None else {**self.about, "size": f"{width}x{height}"} if self.about else {}
 
 
 @contextmanager

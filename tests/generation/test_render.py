@@ -279,16 +279,16 @@ def test_law_renders_go_to_a_bucket(bucket, tmp_path):
 # ---------------------------------------------------------------- memory
 
 
-def print_peak(path: str, side: str) -> None:
+def print_peak(path: str, side: str, mode: str) -> None:
     """What the subprocess does."""
     torch.set_num_threads(1)
     field = small_field(patch_px=64)
-    saving(field, path)(path, int(side), int(side), statistics="window")
+    saving(field, path)(path, int(side), int(side), statistics=mode)
     print(peak_bytes())
 
 
-def peak_of(path: Path, side: int) -> int:
-    worker = started(__file__, "peak", str(path), str(side))
+def peak_of(path: Path, side: int, mode: str = "window") -> int:
+    worker = started(__file__, "peak", str(path), str(side), mode)
     out, _ = worker.communicate(timeout=3600)
     assert worker.returncode == 0
     return int(out)
@@ -302,10 +302,11 @@ def test_law_memory_does_not_grow_with_the_render(tmp_path):
 
 @pytest.mark.long
 @pytest.mark.timeout(7200)
-@pytest.mark.parametrize(("name", "times"), [("a.png", 1.2), ("a.tif", 1.2), ("a.jpg", 1.2), ("a.dzi", 1.25)])
-def test_law_memory_of_16384_is_near_that_of_4096(tmp_path, name, times):
-    """What grows is a band of tiles; for a Deep Zoom pyramid, whose encoder holds two rows of tiles a level, a little more."""
-    assert peak_of(tmp_path / name, 16384) < times * peak_of(tmp_path / name, 4096)
+@pytest.mark.parametrize(("name", "mode"), [
+    ("a.png", "reference"), ("a.tif", "reference"), ("a.jpg", "reference"), ("a.dzi", "reference"), ("a.png", "window")])
+def test_law_memory_of_16384_is_within_a_fifth_of_that_of_4096(tmp_path, name, mode):
+    """What grows is a band of tiles; of a Deep Zoom pyramid two rows of tiles a level; of windows what is known of each."""
+    assert peak_of(tmp_path / name, 16384, mode) < 1.2 * peak_of(tmp_path / name, 4096, mode)
 
 
 if __name__ == "__main__":

@@ -110,6 +110,7 @@ def test_error_wishes_that_cannot_be(model, tmp_path, capsys, arguments, message
     assert job.main([model, "--out", str(tmp_path / "out"), "--no-ray", "--steps", "2", *arguments]) in (1, 2)
     error = capsys.readouterr().err
     assert re.search(message, error.splitlines()[-1]) and "Traceback" not in error
+    assert not (tmp_path / "out").exists()                         # so that the command, mended, is not refused there
 
 
 @pytest.mark.parametrize(("uri", "message"), [
