@@ -9,9 +9,8 @@ from typing import Literal
 
 import numpy as np
 
+from infd.generation.deep_zoom_files import OVERLAP_PX, TILE_PX
 from infd.generation.reconstruct import to_pixels
-from infd.generation.writers import DEEP_ZOOM_OVERLAP_PX as OVERLAP_PX
-from infd.generation.writers import DEEP_ZOOM_TILE_PX as TILE_PX
 from infd.models.boxes import Box
 from infd.models.fields import Field
 from infd.models.renderers.clif import Statistics

@@ -15,6 +15,7 @@ from tqdm import tqdm
 from infd.config import DEFAULT_MODE, Mode
 from infd.errors import ConfigError
 from infd.generation import outputs, writers
+from infd.generation.deep_zoom_files import write_deep_zoom
 from infd.generation.reconstruct import to_pixels
 from infd.models.boxes import Box, num_tiles
 from infd.models.fields import Field
@@ -62,7 +63,7 @@ def save_deep_zoom(
     height, uri = height or width, uri.removesuffix(".dzi").rstrip("/")
     rows = bands(field, height, width, statistics=statistics, tile_px=tile_px, progress=progress)
     with outputs.whole_deep_zoom(uri) as path:
-        writers.write_deep_zoom(path, rows, height=height, width=width, tiles=tiles, metadata=metadata or {})
+        write_deep_zoom(path, rows, height=height, width=width, tiles=tiles, metadata=metadata or {})
     return f"{uri}.dzi"
 
 

@@ -1,4 +1,4 @@
-"""Rows of pixels into PNG, JPEG, tiled BigTIFF or a Deep Zoom pyramid, as they come: never the whole picture in memory.
+"""Rows of pixels into PNG, JPEG or tiled BigTIFF, as they come: never the whole picture in memory.
 
 libvips encodes in a thread of its own. It reads its input from a pipe, as a PNG that is stored and not compressed, which
 is the plainest stream of pixels that it takes; so rendering and encoding go on at once, and a full pipe makes the
@@ -25,10 +25,8 @@ PIECE_ROWS = 16
 JPEG_MOST_PX = 65_500
 """Largest side of a JPEG."""
 FORMATS = {".png": "png", ".jpg": "jpeg", ".jpeg": "jpeg", ".tif": "tiff", ".tiff": "tiff"}
-JPEG_QUALITY, TILE_QUALITY = 95, 90
+JPEG_QUALITY = 95
 TIFF_TILE_PX = 256
-DEEP_ZOOM_TILE_PX, DEEP_ZOOM_OVERLAP_PX = 254, 1
-"""With the overlap on both sides a tile is 256 pixels."""
 
 
 def format_of(uri: str, *, height: int, width: int) -> str:
@@ -64,20 +62,6 @@ def write_picture(path: str, rows: Iterable[np.ndarray], *, kind: str, height: i
                            compression="deflate", predictor="horizontal")
 
     encode(rows, save, height=height, width=width)
-
-
-def write_deep_zoom(path: str, rows: Iterable[np.ndarray], *, height: int, width: int, tiles: str,
-                    metadata: Mapping[str, str]) -> None:
-    """Write `path`.dzi and the folder `path`_files, with tiles "jpg" or "png" and the metadata in metadata.json."""
-    suffix = {"jpg": f".jpg[Q={TILE_QUALITY},subsample_mode=off,keep=none]", "png": ".png[keep=none]"}[tiles]
-
-    def save(image: Any) -> None:
-        image.dzsave(path, tile_size=DEEP_ZOOM_TILE_PX, overlap=DEEP_ZOOM_OVERLAP_PX, suffix=suffix)
-
-    encode(rows, save, height=height, width=width)
-    os.unlink(f"{path}_files/vips-properties.xml")       # it tells the time and the version, which we do not want to vary
-    with open(f"{path}_files/metadata.json", "w", encoding="utf-8") as file:
-        json.dump(dict(metadata), file, sort_keys=True)
 
 
 def encode(rows: Iterable[np.ndarray], save: Callable[[Any], None], *, height: int, width: int) -> None:

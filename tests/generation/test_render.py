@@ -7,7 +7,8 @@ import signal
 import sys
 import time
 import xml.etree.ElementTree as ET
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import imagecodecs
@@ -23,6 +24,7 @@ from torch import nn
 from infd import storage
 from infd.errors import ConfigError, StorageError
 from infd.generation import outputs, writers
+from infd.generation.deep_zoom_files import write_deep_zoom
 from infd.generation.reconstruct import to_image, to_pixels
 from infd.generation.render import Picture
 from infd.models.renderers.clif import CLIF
@@ -176,17 +178,25 @@ def test_law_a_render_that_fails_leaves_what_was_there(tmp_path, monkeypatch, de
     assert files() == before
 
 
-def test_error_a_full_disk(tmp_path):
-    """A limit on the size of files stands for it."""
-    rows = (np.random.default_rng(0).integers(0, 255, (64, 900, 3), dtype=np.uint8) for _ in range(15))
+@contextmanager
+def files_of_at_most(size: int) -> Iterator[None]:
+    """Stands for a full disk."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, before[1]))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
     try:
-        with (pytest.raises(StorageError, match="could not be encoded: .*; expected room on the disk"),
-              outputs.whole_file(str(tmp_path / "a.png")) as path):
-            writers.write_picture(path, rows, kind="png", height=960, width=900, metadata={})
+        yield
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_error_a_full_disk(tmp_path):
+    rows = [np.random.default_rng(0).integers(0, 255, (64, 900, 3), dtype=np.uint8)] * 15
+    with (files_of_at_most(200_000), pytest.raises(StorageError, match="could not be encoded: .*; expected room on the disk"),
+          outputs.whole_file(str(tmp_path / "a.png")) as path):
+        writers.write_picture(path, rows, kind="png", height=960, width=900, metadata={})
+    with (files_of_at_most(20_000), pytest.raises(StorageError, match="expected a place that can be written; check the disk"),
+          outputs.whole_deep_zoom(str(tmp_path / "a")) as path):
+        write_deep_zoom(path, rows, height=960, width=900, tiles="jpg", metadata={})
     assert os.listdir(tmp_path) == []
 
 
