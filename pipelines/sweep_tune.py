@@ -176,13 +176,11 @@ class Halving(ASHAScheduler):
         steps = plan.config.loop.steps
         super().__init__(time_attr="step", metric=sweep.metric, mode=sweep.direction, max_t=steps,
                          grace_period=grace(plan), reduction_factor=sweep.reduction, stop_last_trials=False)
-        self.past = {trial.number: [{"step": step, sweep.metric: value} for step, value in sweep_trials.history(trial)]
-                     for trial in past}
-        for number, rows in self.past.items():
-            gone = named(number)
+        for trial in past:
+            gone = named(trial.number)
             super().on_trial_add(cast(Any, None), gone)
-            for row in rows:
-                super().on_trial_result(cast(Any, None), gone, row)
+            for step, value in sweep_trials.history(trial):
+                super().on_trial_result(cast(Any, None), gone, {"step": step, sweep.metric: value})
 
     def on_trial_add(self, tune_controller: Any, trial: Any) -> None:
         """A trial that goes on has its figures from before already; they were judged then."""

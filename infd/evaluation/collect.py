@@ -121,9 +121,8 @@ def versions() -> dict[str, str]:
     """Of what turns files, seeds and weights into features; of infd its very source, because who works on it changes that
     and not the number of its version."""
     found = {name: importlib.metadata.version(name) for name in DISTRIBUTIONS}
-    for name in ("pillow-heif",):
-        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            found[name] = importlib.metadata.version(name)
+    with contextlib.suppress(importlib.metadata.PackageNotFoundError):     # of infd[heic]
+        found["pillow-heif"] = importlib.metadata.version("pillow-heif")
     return found | {"infd_source": source_sha256()[:16]}
 
 

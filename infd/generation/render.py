@@ -139,7 +139,9 @@ class Picture(Field):
                                   metadata=self._told(metadata, width, height or width), progress=told)
 
     def _told(self, metadata: Mapping[str, str] | None, width: int, height: int) -> Mapping[str, str]:
-        return metadata if metadata is not None else {**self.about, "size": f"{width}x{height}"} if self.about else {}
+        if metadata is not None or not self.about:
+            return metadata or {}
+        return {**self.about, "size": f"{width}x{height}"}
 
 
 @contextmanager
