@@ -34,8 +34,8 @@ def encode_latents(
     table = Conditions(conditions) if conditions else None
     pins = encode.pins_of(storage.absolute(dataset), address_of(autoencoder), config, table.sha256 if table else None)
     uri = storage.absolute(out) if out else encode.default_uri(pins, config)
-    began = time.monotonic()
     with held(driver_uri(uri), what=f"latents {uri}"):
+        began = time.monotonic()
         pins = encode.begin(uri, pins)
         if storage.exists(storage.join(uri, MANIFEST)):
             logger.info("latents %s: all there already: %s", uri, told(uri))

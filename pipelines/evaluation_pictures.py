@@ -123,10 +123,10 @@ def sizes_row(folder: str, k: int, sources: Sequence[Source], name: str, indices
 def contact_sheet(source: Source) -> np.ndarray:
     """The first images, small, in rows: uint8 (H, W, 3), white between them."""
     count, gap = min(SHEET, len(source)), 4
-    columns, step = min(SHEET_COLUMNS, count), SHEET_PX + gap
+    images = [small(source, index) for index in range(count)]
+    columns, step = min(SHEET_COLUMNS, count), max(map(len, images)) + gap
     page = np.full((-(-count // columns) * step - gap, columns * step - gap, 3), 255, np.uint8)
-    for index in range(count):
-        image = small(source, index)
+    for index, image in enumerate(images):
         y, x = (place * step for place in divmod(index, columns))
         page[y:y + len(image), x:x + len(image)] = image
     return page

@@ -318,7 +318,8 @@ def in_rows(panels: Sequence[Panel]) -> list[Sequence[Panel]]:
 
 
 def squared(image: Image.Image) -> Image.Image:
-    """The whole image on a white square, at most PANEL a side."""
+    """The whole image on a white square of PANEL: brought down, or grown to a whole multiple with its pixels to be seen."""
+    image = image.resize([side * max(1, PANEL // max(image.size)) for side in image.size], Image.Resampling.NEAREST)
     image.thumbnail((PANEL, PANEL), Image.Resampling.LANCZOS)
     page = Image.new("RGB", (PANEL, PANEL), "white")
     page.paste(image, ((PANEL - image.width) // 2, (PANEL - image.height) // 2))

@@ -15,7 +15,7 @@ from infd.errors import CheckpointError, ConfigError
 from infd.generation.model import load_model
 from infd.generation.reconstruct import to_image
 from jobs import generate as job
-from pipelines.generate import Size, Zoom, generate, grid
+from pipelines.generate import Size, Zoom, generate, grid, squared
 
 QUICK = SampleConfig(steps=2)
 
@@ -119,3 +119,13 @@ def test_error_names_that_no_registry_has(monkeypatch, uri, message):
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     with pytest.raises(CheckpointError, match=message):
         load_model(uri)
+
+
+def test_law_images_on_a_sheet_fill_their_place_in_whole_pixels():
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 250, (30, 40, 3), np.uint8))
+    place = np.asarray(squared(image))
+    grown = np.asarray(image).repeat(6, 0).repeat(6, 1)
+    np.testing.assert_array_equal(place[38:38 + 180, 8:8 + 240], grown)
+    assert place[:38].min() == place[218:].min() == place[:, :8].min() == place[:, 248:].min() == 255
+    large = np.asarray(squared(Image.new("RGB", (1024, 512), "navy")))
+    assert large[64:192].max() == 128 and large[:64].min() == large[192:].min() == 255

@@ -343,6 +343,14 @@ def test_law_fields_on_a_contact_sheet_are_large_renders_brought_down(tmp_path):
     assert pictures.sheet_text(native) == "rendered at up to 256 px, brought down to 112 px by Lanczos"
 
 
+def test_law_small_images_stand_side_by_side_on_a_contact_sheet(tmp_path):
+    source = FolderSource(str(folder(tmp_path / "photos", [(20, 20)] * 9)))
+    sheet = pictures.contact_sheet(source)
+    assert sheet.shape == (20 + 4 + 20, 8 * 20 + 7 * 4, 3)
+    np.testing.assert_array_equal(sheet[:20, 7 * 24:], source.read(7))
+    np.testing.assert_array_equal(sheet[24:, :20], source.read(8))
+
+
 def test_the_page_says_how_contact_sheets_were_drawn(tmp_path):
     def jpeg() -> bytes:
         buffer = io.BytesIO()
