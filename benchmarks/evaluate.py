@@ -2,8 +2,8 @@
 
 One random 256 x 256 crop of each PNG of 1024 x 1024 through the Inception of FID, weights drawn at random (their values change
 no time). A core: both are held to one, with one torch thread; the peer without loader processes and with them. Then ours on
-Ray with one worker and with two, without their start: the time that further blocks take; of these PNG, which threads beside
-the network decode, and of PNG no larger than the crop, where the network is the bound.
+Ray with one worker and with two, without their start; of these PNG, which threads beside the network decode, and of PNG no
+larger than the crop, where the network is the bound.
 
     python -m benchmarks.evaluate [--images 64] [--rounds 3]
 """
@@ -36,7 +36,9 @@ from pipelines import cluster
 from pipelines import evaluation_work as units
 from pipelines.evaluation_work import Settings, SourceSpec, engine, feature_tasks
 
-P, R, BATCH, RAY_BATCH = 256, 1024, 32, 8
+P, R, BATCH = 256, 1024, 32
+RAY_BATCH, RAY_BLOCK, RAY_TIMES = 8, 16, 4
+"""Images through the network at once; of a task, where an evaluation's has 128; how often a worker's run takes all images."""
 
 
 def main(argv: Sequence[str] = ()) -> None:
@@ -54,8 +56,8 @@ def main(argv: Sequence[str] = ()) -> None:
             "torch-fidelity's loop, one core, its 4 loader processes": peer(images, network, processes=True)}, args)
         with cluster.connect():
             rows += ray_in_turns(((images, R), (small, P)), folder, args.rounds)
-    print(f"{args.images} PNG of {R} x {R} ({origin()}), one crop of {P} each, batch {BATCH}; on Ray {RAY_BATCH}, "
-          f"torchvision's Inception; medians of {args.rounds} rounds, in turns.\n\n"
+    print(f"{args.images} PNG of {R} x {R} ({origin()}), one crop of {P} each, batch {BATCH}; on Ray {RAY_BATCH} in "
+          f"blocks of {RAY_BLOCK}, torchvision's Inception; medians of {args.rounds} rounds, in turns.\n\n"
           "| what | images/s |\n|---|---|")
     for name, rate in rows:
         print(f"| {name} | {rate:.2f} |")
@@ -143,7 +145,7 @@ def ray_in_turns(sets: Sequence[tuple[str, int]], folder: str, rounds: int) -> l
 
 
 def on_ray(images: str, side: int, workers: int, folder: Path) -> float:
-    """Images a second of all workers: of three times the blocks, what they take beyond a first one."""
+    """Images a second of all workers, while all are at work: from when a quarter of the blocks is there until one is idle."""
     torch.manual_seed(0)
     path = folder.parent / "network.pt"
     if not path.exists():
@@ -154,16 +156,21 @@ def on_ray(images: str, side: int, workers: int, folder: Path) -> float:
     spec = SourceSpec(uri=images)
     source = FolderSource(images)
     cuts = plan(protocol.crops, source, source).b
-    took = []
+    work = folder / f"work-{side}-{workers}"
+    tasks = [task for k in range(RAY_TIMES) for start in range(0, len(cuts), RAY_BLOCK)
+             for task in feature_tasks(0, f"{k}-{start}", cuts[start:start + RAY_BLOCK], str(work))]
     with engine(ray=True, workers=workers, device="cpu") as made:
-        for times in (1, 3):
-            work = f"{folder}/work-{side}-{workers}-{times}"
-            tasks = [task for k in range(times) for start in range(0, len(cuts), RAY_BATCH)
-                     for task in feature_tasks(0, f"{k}-{start}", cuts[start:start + RAY_BATCH], work)]
-            begun = time.perf_counter()
-            made.run(Settings(protocol=protocol, specs=(spec, spec), work=work, device="cpu"), units.missing(tasks))
-            took.append(time.perf_counter() - begun)
-    return 2 * len(cuts) / (took[1] - took[0])
+        made.run(Settings(protocol=protocol, specs=(spec, spec), work=str(work), device="cpu"), units.missing(tasks))
+    return RAY_BLOCK * steady_rate([Path(task["out"]).stat().st_mtime for task in tasks], workers)
+
+
+def steady_rate(written: Sequence[float], workers: int) -> float:
+    """Blocks a second, from the times at which they were written: whole turns of all workers, started before and none idle."""
+    times = sorted(written)
+    first = len(times) // 4
+    turns = (len(times) - workers - first) // workers
+    last = first + turns * workers
+    return turns * workers / (times[last] - times[first])
 
 
 class Traced(nn.Module):
