@@ -46,6 +46,8 @@ def main(argv: Sequence[str] = ()) -> None:
     parser.add_argument("--images", type=int, default=64)
     parser.add_argument("--rounds", type=int, default=3)
     args = parser.parse_args(list(argv))
+    if args.images < 2 * RAY_BLOCK or args.images % RAY_BLOCK:
+        parser.error(f"--images {args.images}: expected whole blocks of {RAY_BLOCK}, two or more")
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory(prefix="infd-bench-") as folder:
         images, small = (make_images(Path(folder) / str(side), args.images, side) for side in (R, P))
@@ -145,7 +147,7 @@ def ray_in_turns(sets: Sequence[tuple[str, int]], folder: str, rounds: int) -> l
 
 
 def on_ray(images: str, side: int, workers: int, folder: Path) -> float:
-    """Images a second of all workers, while all are at work: from when a quarter of the blocks is there until one is idle."""
+    """Images a second while all workers are at work: from a quarter of the blocks and one more until one is idle."""
     torch.manual_seed(0)
     path = folder.parent / "network.pt"
     if not path.exists():

@@ -22,7 +22,8 @@ from infd import checkpoint
 from infd.compat import plain_float32
 from infd.config import Mode, SampleConfig
 from infd.errors import ConfigError, StackError
-from infd.generation.deep_zoom import OVERLAP_PX, TILE_PX, DeepZoom, LocalMode
+from infd.generation.deep_zoom import DeepZoom, LocalMode
+from infd.generation.deep_zoom_files import OVERLAP_PX, TILE_PX
 from infd.generation.load import load_autoencoder
 from infd.generation.model import load_model
 from infd.generation.reconstruct import center_view, field_of

@@ -9,7 +9,7 @@ from typing import Literal
 
 import numpy as np
 
-from infd.generation.deep_zoom_files import OVERLAP_PX, TILE_PX
+from infd.generation.deep_zoom_files import TILE_PX, span
 from infd.generation.reconstruct import to_pixels
 from infd.models.boxes import Box
 from infd.models.fields import Field
@@ -49,10 +49,10 @@ class DeepZoom:
         if not self.first_level <= level <= self.last_level:
             raise LookupError(f"level {level}: expected {self.first_level} to {self.last_level}")
         width, height = self.size(level)
-        inner = Box(row * TILE_PX, column * TILE_PX, TILE_PX, TILE_PX).common(Box(0, 0, height, width))
-        if row < 0 or column < 0 or not (inner.height and inner.width):
+        if not (0 <= row * TILE_PX < height and 0 <= column * TILE_PX < width):
             raise LookupError(f"level {level} of {width} x {height} has no tile in column {column} and row {row}")
-        return inner.grown(OVERLAP_PX, height=height, width=width)
+        (top, bottom), (left, right) = span(row, height), span(column, width)
+        return Box(top, left, bottom - top, right - left)
 
     def tile(self, level: int, column: int, row: int) -> np.ndarray:
         """uint8 (h, w, 3). Raises LookupError where there is no such tile.
